@@ -1,0 +1,72 @@
+"""Errors that say what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ColaError(Exception):
+    """Base of every error this library raises on purpose.
+
+    The command line shows its message on one line and exits with status 2, so a message reads as
+    a sentence: what was wrong, where, and what mends it.
+    """
+
+
+class UnknownNameError(ColaError):
+    """A name that is in no registry.
+
+    Parameters
+    ----------
+    kind : str
+        What was looked up, in the singular: ``"source"``, ``"method"``, ``"model type"``.
+    name : str
+        The name that was not found.
+    known : iterable of str
+        The names that would have been.
+    hint : str, optional
+        A sentence on how to add or reach a name that is not in the list.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        nearest = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        offer = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(self.known)}"
+        super().__init__(f"unknown {kind} {name!r}; {offer}" + (f". {hint}" if hint else ""))
+
+
+class AssetError(ColaError):
+    """A packaged asset is missing, truncated or altered."""
+
+
+class DataError(ColaError):
+    """A source or a set has too little, or unusable, data."""
+
+
+class SpecError(ColaError):
+    """A method was asked for something that it or the layer's shape cannot give."""
+
+
+class NumericsError(ColaError):
+    """NaN, infinity or a singular matrix where numbers were needed.
+
+    Parameters
+    ----------
+    layer : str
+        Qualified name of the layer, for example ``"model.layers.3.mlp.down_proj"``.
+    problem : str
+        What was found there, and what to do.
+    """
+
+    def __init__(self, layer: str, problem: str) -> None:
+        self.layer = layer
+        super().__init__(f"{layer}: {problem}")
+
+
+class OutputError(ColaError):
+    """An output exists already, or could not be written whole."""
+
+
+class StoreError(ColaError):
+    """The result store holds something that it cannot read, or cannot be written."""
