@@ -1,0 +1,17 @@
+"""Models: loading, and one table of architectures."""
+
+from cola_lib.models.architectures import ARCHITECTURES, Architecture, InputGroup, Producer, architecture_of
+from cola_lib.models.loading import EMBEDDED, LanguageModel, load_model, resolve_device, resolve_dtype
+
+__all__ = [
+    "ARCHITECTURES",
+    "EMBEDDED",
+    "Architecture",
+    "InputGroup",
+    "LanguageModel",
+    "Producer",
+    "architecture_of",
+    "load_model",
+    "resolve_device",
+    "resolve_dtype",
+]

@@ -1,0 +1,179 @@
+"""One table of what a decoder block looks like, keyed on ``config.model_type``.
+
+Everything that depends on the kind of model is here: where the decoder blocks are, which linear
+layers of a block read the same input (they share one Gram matrix), and which earlier module produces
+that input (AWQ moves a scale into it). To add a model, add a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from cola_lib.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Producer:
+    """The module whose output channels become an input's channels, possibly through a gate.
+
+    Parameters
+    ----------
+    module : str
+        Name relative to the block, of a norm or a linear layer.
+    rows : callable, optional
+        For a linear layer, maps the model's config to an int64 tensor of shape (d_in,): which output
+        row of the module feeds each input channel. Several channels may share a row, as they do under
+        grouped-query attention. ``None`` means one to one.
+    offset : float
+        What the module adds to its weight before multiplying: 1 for Gemma's norms, otherwise 0.
+    """
+
+    module: str
+    rows: Callable[[PretrainedConfig], Tensor] | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Linear layers of a block that read the same input.
+
+    Parameters
+    ----------
+    name : str
+        ``"attn_in"``, ``"attn_out"``, ``"mlp_in"`` or ``"mlp_down"``.
+    layers : tuple of str
+        Names relative to the block.
+    producer : Producer or None
+        ``None`` where no module can take up a scale, for example the residual stream itself.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    producer: Producer | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a model type keeps what compression needs.
+
+    Parameters
+    ----------
+    model_type : str
+        ``config.model_type``.
+    groups : tuple of InputGroup
+        In the order in which a block uses them.
+    blocks : str
+        Name of the list of blocks, relative to the decoder (``model.get_decoder()``).
+    """
+
+    model_type: str
+    groups: tuple[InputGroup, ...]
+    blocks: str = "layers"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of all linear layers of a block, relative to it."""
+        return tuple(layer for group in self.groups for layer in group.layers)
+
+
+def _heads(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Return query heads, key-value heads and head width."""
+    n_heads = config.num_attention_heads
+    n_kv = getattr(config, "num_key_value_heads", None) or n_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    return n_heads, n_kv, head_dim
+
+
+def _value_rows(config: PretrainedConfig) -> Tensor:
+    """Map each channel of the attention output to the row of ``v_proj`` that it averages."""
+    n_heads, n_kv, head_dim = _heads(config)
+    head = torch.arange(n_heads) // (n_heads // n_kv)  # key-value head of each query head
+    return (head[:, None] * head_dim + torch.arange(head_dim)).reshape(-1)
+
+
+def _fused_value_rows(config: PretrainedConfig) -> Tensor:
+    """Like :func:`_value_rows`, in a fused projection that stacks queries, keys and values."""
+    n_heads, n_kv, head_dim = _heads(config)
+    return _value_rows(config) + (n_heads + n_kv) * head_dim
+
+
+def _fused_up_rows(config: PretrainedConfig) -> Tensor:
+    """Rows of the up half in a fused projection that stacks gate and up."""
+    return torch.arange(config.intermediate_size) + config.intermediate_size
+
+
+def _gated(attn_norm: str | None, mlp_norm: str | None, offset: float = 0.0) -> tuple[InputGroup, ...]:
+    """Return the groups of the common block: q, k, v, o and a gated MLP."""
+
+    def norm(name: str | None) -> Producer | None:
+        return Producer(name, offset=offset) if name else None
+
+    return (
+        InputGroup("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), norm(attn_norm)),
+        InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.v_proj", _value_rows)),
+        InputGroup("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), norm(mlp_norm)),
+        InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.up_proj")),
+    )
+
+
+_PRE_NORM = _gated("input_layernorm", "post_attention_layernorm")
+# Gemma 2 and 3 normalize before and after each half; only the norm before it feeds the MLP.
+_SANDWICH_NORM = _gated("input_layernorm", "pre_feedforward_layernorm", offset=1.0)
+# OLMo's norms have no weight; OLMo 2 and 3 normalize only the outputs, so the inputs are the residual stream.
+_NO_INPUT_NORM = _gated(None, None)
+_FUSED = (
+    InputGroup("attn_in", ("self_attn.qkv_proj",), Producer("input_layernorm")),
+    InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.qkv_proj", _fused_value_rows)),
+    InputGroup("mlp_in", ("mlp.gate_up_proj",), Producer("post_attention_layernorm")),
+    InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.gate_up_proj", _fused_up_rows)),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    model_type: Architecture(model_type, groups)
+    for model_type, groups in {
+        "llama": _PRE_NORM,
+        "mistral": _PRE_NORM,
+        "ministral": _PRE_NORM,
+        "qwen2": _PRE_NORM,
+        "qwen3": _PRE_NORM,
+        "smollm3": _PRE_NORM,
+        "granite": _PRE_NORM,
+        "gemma": _gated("input_layernorm", "post_attention_layernorm", offset=1.0),
+        "gemma2": _SANDWICH_NORM,
+        "gemma3_text": _SANDWICH_NORM,
+        "olmo": _NO_INPUT_NORM,
+        "olmo2": _NO_INPUT_NORM,
+        "olmo3": _NO_INPUT_NORM,
+        "phi3": _FUSED,
+    }.items()
+}
+
+
+def architecture_of(config: PretrainedConfig) -> Architecture:
+    """Look up a model's row.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Only ``model_type`` is read.
+
+    Raises
+    ------
+    UnknownNameError
+        If the table has no such type.
+    """
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        raise UnknownNameError(
+            "model type",
+            config.model_type,
+            ARCHITECTURES,
+            hint="to add one, add its row to cola_lib/models/architectures.py and its name to "
+            "tests/tiny_models.py",
+        ) from None

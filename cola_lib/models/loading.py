@@ -1,0 +1,207 @@
+"""Load a causal language model with its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from cola_lib import assets
+from cola_lib.errors import ColaError, SpecError, UnknownNameError
+from cola_lib.fingerprint import fingerprint, fingerprint_tensors
+from cola_lib.models.architectures import Architecture, architecture_of
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = ("smollm2-135m",)
+"""Names of the models that come with the library's assets."""
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model, its tokenizer, and what is known of its kind.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        In evaluation mode, without gradients.
+    tokenizer : PreTrainedTokenizerBase
+        May lack a padding token: batches are padded by mask, so its id never matters.
+    name : str
+        As the user gave it.
+    architecture : Architecture
+        The model type's row in the table.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    architecture: Architecture
+    _fingerprint: str | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the parameters."""
+        return self.model.dtype
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its language-model head: token ids to final hidden states."""
+        return self.model.get_decoder()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, first to last."""
+        return self.decoder.get_submodule(self.architecture.blocks)
+
+    def block_name(self, index: int) -> str:
+        """Qualified name of a block, for example ``"model.layers.3"``.
+
+        Parameters
+        ----------
+        index : int
+            Position of the block, from 0.
+        """
+        block = self.blocks[index]
+        return next(name for name, module in self.model.named_modules() if module is block)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration's architecture and of every weight; computed once and kept."""
+        if self._fingerprint is None:
+            shape = {k: v for k, v in self.model.config.to_dict().items() if k in _ARCHITECTURAL}
+            weights = fingerprint_tensors(self.model.state_dict().items())
+            self._fingerprint = fingerprint({"config": shape, "weights": weights})
+        return self._fingerprint
+
+    def weights_changed(self) -> None:
+        """Forget the fingerprint, because a weight is no longer what it was."""
+        self._fingerprint = None
+
+
+_ARCHITECTURAL = frozenset(
+    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "hidden_act hidden_activation rms_norm_eps rope_parameters rope_theta sliding_window layer_types "
+    "attn_logit_softcapping final_logit_softcapping tie_word_embeddings vocab_size".split()
+)
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """Turn a device name into a device.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` picks CUDA when it is there and the CPU otherwise; any other name is torch's.
+
+    Raises
+    ------
+    SpecError
+        If the name is not a device, or names one that is not here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise SpecError(f"device {device!r} is not a torch device; use auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise SpecError(f"device {device!r} was asked for, and torch sees no CUDA device; use --device cpu")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Turn a data type's name into a data type.
+
+    Parameters
+    ----------
+    dtype : str or torch.dtype
+        ``"auto"`` means bfloat16 on CUDA and float32 on the CPU, where bfloat16 is slower.
+    device : torch.device
+        Where the model will be.
+
+    Raises
+    ------
+    UnknownNameError
+        If the name is not one of the floating-point types a model can have.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in named:
+        raise UnknownNameError("dtype", dtype, [*named, "auto"])
+    return named[dtype]
+
+
+def _location(name_or_path: str) -> str:
+    """Where transformers finds the model: a folder, or a name on the hub."""
+    if name_or_path in EMBEDDED:
+        return str(assets.model_dir())
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise ColaError(f"{path}: no config.json there, so it is not a model checkpoint")
+        return str(path)
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local or "/" not in name_or_path:
+        hint = "a model is one of these names, a folder with a checkpoint, or a hub name such as org/model"
+        raise UnknownNameError("model", name_or_path, EMBEDDED, hint)
+    return name_or_path
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> LanguageModel:
+    """Load a model by name.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        ``"smollm2-135m"``, a folder with a Hugging Face checkpoint, or a name on the hub.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    dtype : str or torch.dtype
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Returns
+    -------
+    LanguageModel
+        In evaluation mode, without gradients. Code from the checkpoint is never run.
+
+    Raises
+    ------
+    UnknownNameError
+        If the name, the model type or the dtype is not known.
+    ColaError
+        If the checkpoint cannot be read; the message holds transformers' reason.
+    """
+    name = os.fspath(name_or_path)
+    where = _location(name)
+    target = resolve_device(device)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        architecture = architecture_of(config)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype, target))
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ColaError(f"model {name!r} could not be loaded from {where}: {reason}") from error
+    model.to(target).eval().requires_grad_(False)
+    log.debug("loaded %s: %s on %s", name, type(model).__name__, target)
+    return LanguageModel(model, tokenizer, name, architecture)
