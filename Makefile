@@ -1,0 +1,99 @@
+# `make help` lists what there is. Everything happens in $(VENV), made from requirements.lock on first use.
+
+SHELL   := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= quick
+FRESH   ?=
+UPGRADE ?=
+PYTEST  ?=
+# Processes for the tests, each with one thread: many small matrices gain nothing from more.
+JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
+
+BIN := $(VENV)/bin
+PY  := $(BIN)/python
+UV  := $(BIN)/uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade)
+
+BOOTSTRAPPED := $(VENV)/.bootstrapped
+INSTALLED    := $(VENV)/.installed
+PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
+SOURCES      := cola_lib tests $(wildcard benchmarks)
+
+.PHONY: help book plan notebooks html test assets setup lint format bench lock clean distclean
+
+help:  ## List the targets
+	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
+	@echo
+	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
+	@$(MAKE) --no-print-directory setup
+	@$(if $(FRESH),rm -rf results book/executed _build)
+	@$(MAKE) --no-print-directory assets
+	@$(MAKE) --no-print-directory notebooks html
+
+plan:
+	@test -f $(PROFILE_FILE) || { echo "error: no profile '$(PROFILE)'; there are: $(basename $(notdir $(wildcard notebooks/profiles/*.yml)))" >&2; exit 2; }
+	@echo "make book, profile $(PROFILE):"
+	@echo "  1. install $(VENV) from requirements.lock     about 3 minutes and 6 GB, the first time only"
+	@echo "  2. fetch the model and the data           about 2 minutes and 1 GB, the first time only"
+	@echo "  3. run the notebooks                      $$(sed -n 's/^takes: *//p' $(PROFILE_FILE))"
+	@echo "  4. render the book to _build/html         about 1 minute"
+
+notebooks: setup  ## Run the notebooks of PROFILE into book/executed
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed
+
+html: setup  ## Render book/executed to _build/html, warnings as errors
+	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --toc book/_toc.yml
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+test: setup assets  ## Run the tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
+
+assets: setup  ## Fetch the embedded model and data into the cache
+	@$(PY) -m cola_lib.cli assets
+
+setup: $(INSTALLED)  ## Make .venv and install the locked dependencies and the package
+
+lint: setup  ## Check style, formatting and the direction of imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(BIN)/lint-imports
+
+format: setup  ## Mend style and formatting
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: setup assets  ## Time the solvers on the embedded model
+	$(PY) -m benchmarks
+
+lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
+	$(COMPILE) --extra book --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --constraint requirements.lock requirements-bootstrap.in -o requirements-bootstrap.lock
+
+clean:  ## Remove what the book and the tests wrote; results and .venv stay
+	rm -rf _build book/executed .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage coverage.xml
+	find cola_lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## Remove the results and .venv too
+	rm -rf results $(VENV) cola_lib.egg-info
+
+$(BOOTSTRAPPED): requirements-bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is missing or older than 3.11; give another with PYTHON=..." >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --require-hashes --only-binary :all: --requirement requirements-bootstrap.lock
+	@touch $@
+
+# Three small packages of the lock come as source only; without isolation they build with the setuptools
+# of the bootstrap lock, so that nothing unpinned is ever installed.
+$(INSTALLED): $(BOOTSTRAPPED) requirements.lock pyproject.toml
+	@echo "Installing $(VENV) from requirements.lock"
+	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --require-hashes --requirement requirements.lock
+	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --no-deps --editable .
+	@touch $@
