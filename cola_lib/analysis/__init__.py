@@ -1,0 +1,1 @@
+"""Analysis: from stored scores to differences with intervals."""

@@ -1,0 +1,28 @@
+"""Evaluation: what a model can still do, item by item and capability by capability."""
+
+from cola_lib.evaluate.likelihood import evaluate
+from cola_lib.evaluate.requests import Request, Row, encode_request, rows_of
+from cola_lib.evaluate.suite import (
+    CAPABILITIES,
+    TASKS,
+    EvalItem,
+    Suite,
+    Task,
+    TaskCount,
+    capability_suite,
+)
+
+__all__ = [
+    "CAPABILITIES",
+    "TASKS",
+    "EvalItem",
+    "Request",
+    "Row",
+    "Suite",
+    "Task",
+    "TaskCount",
+    "capability_suite",
+    "encode_request",
+    "evaluate",
+    "rows_of",
+]

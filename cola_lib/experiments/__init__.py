@@ -1,0 +1,1 @@
+"""Experiments: grids of cells, each computed once, kept by its content, and found again."""
