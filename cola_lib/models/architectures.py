@@ -50,11 +50,15 @@ class InputGroup:
         Names relative to the block.
     producer : Producer or None
         ``None`` where no module can take up a scale, for example the residual stream itself.
+    unclipped : tuple of str
+        Those of ``layers`` that make queries or keys: AWQ does not clip them, because their error is
+        multiplied in the attention scores.
     """
 
     name: str
     layers: tuple[str, ...]
     producer: Producer | None
+    unclipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,9 @@ def _gated(attn_norm: str | None, mlp_norm: str | None, offset: float = 0.0) -> 
     def norm(name: str | None) -> Producer | None:
         return Producer(name, offset=offset) if name else None
 
+    queries_keys = ("self_attn.q_proj", "self_attn.k_proj")
     return (
-        InputGroup("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), norm(attn_norm)),
+        InputGroup("attn_in", (*queries_keys, "self_attn.v_proj"), norm(attn_norm), queries_keys),
         InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.v_proj", _value_rows)),
         InputGroup("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), norm(mlp_norm)),
         InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.up_proj")),
@@ -127,7 +132,7 @@ _SANDWICH_NORM = _gated("input_layernorm", "pre_feedforward_layernorm", offset=1
 # OLMo's norms have no weight; OLMo 2 and 3 normalize only the outputs, so the inputs are the residual stream.
 _NO_INPUT_NORM = _gated(None, None)
 _FUSED = (
-    InputGroup("attn_in", ("self_attn.qkv_proj",), Producer("input_layernorm")),
+    InputGroup("attn_in", ("self_attn.qkv_proj",), Producer("input_layernorm"), ("self_attn.qkv_proj",)),
     InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.qkv_proj", _fused_value_rows)),
     InputGroup("mlp_in", ("mlp.gate_up_proj",), Producer("post_attention_layernorm")),
     InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.gate_up_proj", _fused_up_rows)),
@@ -174,6 +179,5 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
             "model type",
             config.model_type,
             ARCHITECTURES,
-            hint="to add one, add its row to cola_lib/models/architectures.py and its name to "
-            "tests/tiny_models.py",
+            hint="to add one, add its row to cola_lib/models/architectures.py and its name to tests/tiny_models.py",
         ) from None

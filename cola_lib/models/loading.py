@@ -85,15 +85,21 @@ class LanguageModel:
             self._fingerprint = fingerprint({"config": shape, "weights": weights})
         return self._fingerprint
 
-    def weights_changed(self) -> None:
-        """Forget the fingerprint, because a weight is no longer what it was."""
-        self._fingerprint = None
+    def weights_changed(self, fingerprint: str | None = None) -> None:
+        """Forget the fingerprint, because a weight is no longer what it was.
+
+        Parameters
+        ----------
+        fingerprint : str, optional
+            What it is now, where that is known: weights that were put back.
+        """
+        self._fingerprint = fingerprint
 
 
 _ARCHITECTURAL = frozenset(
-    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "hidden_act hidden_activation rms_norm_eps rope_parameters rope_theta sliding_window layer_types "
-    "attn_logit_softcapping final_logit_softcapping tie_word_embeddings vocab_size".split()
+    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim hidden_act hidden_activation rms_norm_eps rope_parameters rope_theta sliding_window "
+    "layer_types attn_logit_softcapping final_logit_softcapping tie_word_embeddings vocab_size".split()
 )
 
 

@@ -1,0 +1,39 @@
+"""Methods that prune or quantize: each a page of mathematics on one weight, and one way to apply them."""
+
+from cola_lib.compress.api import CompressionReport, compress, restored, settle
+from cola_lib.compress.awq import awq, awq_clip, awq_scale
+from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
+from cola_lib.compress.checkpoint import check_output, save_checkpoint
+from cola_lib.compress.gptq import gptq
+from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.rtn import rtn
+from cola_lib.compress.sparsegpt import sparsegpt
+from cola_lib.compress.specs import METHODS, PRUNERS, QUANTIZERS, PruneSpec, QuantSpec, Spec, method_spec
+from cola_lib.compress.wanda import wanda
+
+__all__ = [
+    "METHODS",
+    "PRUNERS",
+    "QUANTIZERS",
+    "BlockUpdate",
+    "CompressionReport",
+    "LayerReport",
+    "PruneSpec",
+    "QuantSpec",
+    "Spec",
+    "awq",
+    "awq_clip",
+    "awq_scale",
+    "check_output",
+    "compress",
+    "compress_block",
+    "gptq",
+    "magnitude",
+    "method_spec",
+    "restored",
+    "rtn",
+    "save_checkpoint",
+    "settle",
+    "sparsegpt",
+    "wanda",
+]

@@ -1,0 +1,253 @@
+"""Compress a whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cola_lib.compress.block import LayerReport, compress_block
+from cola_lib.compress.specs import QuantSpec, Spec
+from cola_lib.errors import SpecError
+from cola_lib.models import LanguageModel
+from cola_lib.revisions import revisions
+from cola_lib.statistics import LayerStatistics, Propagate, walk
+
+if TYPE_CHECKING:
+    from cola_lib.curation import CalibrationSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What was done to a model, and from what.
+
+    Parameters
+    ----------
+    spec : PruneSpec or QuantSpec
+        With its group size settled.
+    propagate : {"compressed", "original"} or None
+        What each block's statistics were read from; ``None`` for methods that read no data.
+    layers : tuple of LayerReport
+        One per linear layer, in order.
+    n_tokens : float or None
+        Effective calibration tokens: those that are not padding.
+    calibration : tuple of str
+        Fingerprints of the calibration sets.
+    model_before, model_after : str
+        Fingerprints of the model.
+    seconds : float
+        Wall time of walk and solving.
+    device : str
+        Where it ran.
+    """
+
+    spec: Spec
+    propagate: str | None
+    layers: tuple[LayerReport, ...]
+    n_tokens: float | None
+    calibration: tuple[str, ...]
+    model_before: str
+    model_after: str
+    seconds: float
+    device: str
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over all compressed weights."""
+        weights = [layer.d_out * layer.d_in for layer in self.layers]
+        zeros = [layer.sparsity * n for layer, n in zip(self.layers, weights, strict=True)]
+        return sum(zeros) / sum(weights)
+
+    @property
+    def output_error(self) -> float | None:
+        """Mean over layers of the relative output error, or ``None`` without statistics."""
+        errors = [layer.output_error for layer in self.layers if layer.output_error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON."""
+        plain = dataclasses.asdict(self)
+        plain["spec"] = {k: v for k, v in dataclasses.asdict(self.spec).items()}
+        plain["label"] = self.spec.label
+        plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
+        plain["revisions"] = revisions("walk", "tokenize", self.spec.method)
+        return plain
+
+
+def _pointers(lm: LanguageModel) -> dict[str, Tensor]:
+    """Name the tensors behind the parameters. Compression replaces tensors and never writes into them."""
+    return {name: parameter.data for name, parameter in lm.model.named_parameters()}
+
+
+def _point(lm: LanguageModel, pointers: dict[str, Tensor]) -> None:
+    for name, parameter in lm.model.named_parameters():
+        parameter.data = pointers[name]
+
+
+@contextmanager
+def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
+    """Put a model's weights back when the block of code is left, however it is left.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The originals are kept, not copied, while the block runs.
+    """
+    pointers, known = _pointers(lm), lm.fingerprint
+    try:
+        yield lm
+    finally:
+        _point(lm, pointers)
+        lm.weights_changed(known)
+
+
+@contextmanager
+def _unchanged_on_error(lm: LanguageModel) -> Iterator[None]:
+    pointers, known = _pointers(lm), lm.fingerprint
+    try:
+        yield
+    except BaseException:
+        _point(lm, pointers)
+        lm.weights_changed(known)
+        raise
+
+
+def _apply(block: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        block.get_parameter(name).data = value
+
+
+def settle(lm: LanguageModel, spec: Spec) -> Spec:
+    """Check a specification against a model, and fix what depends on the model.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The model to be compressed.
+    spec : PruneSpec or QuantSpec
+        As asked for.
+
+    Returns
+    -------
+    PruneSpec or QuantSpec
+        With the group size settled.
+
+    Raises
+    ------
+    SpecError
+        If a group size or pattern does not divide the model's layer widths.
+    """
+    layers = [lm.blocks[0].get_submodule(name) for name in lm.architecture.layers]
+    widths = {layer.in_features for layer in layers}
+    if isinstance(spec, QuantSpec):
+        return spec.for_widths(widths)
+    if spec.pattern is not None:
+        n, m = spec.pattern
+        bad = sorted(width for width in widths if width % m)
+        if bad:
+            raise SpecError(f"pattern {n}:{m} does not fit layers of width {', '.join(map(str, bad))}")
+    return spec
+
+
+def _steps(
+    lm: LanguageModel,
+    calibration: CalibrationSet | None,
+    statistics: LayerStatistics | None,
+    propagate: Propagate,
+    progress: bool,
+) -> Iterator[tuple[int, str, nn.Module, Any]]:
+    """Visit the blocks, with the statistics from wherever they come."""
+    if calibration is not None:
+        for step in walk(lm, calibration, propagate=propagate, progress=progress):
+            yield step.index, step.name, step.block, step.statistics
+        return
+    bar = tqdm(lm.blocks, desc="compress", unit="block", disable=not progress, leave=False)
+    for index, block in enumerate(bar):
+        yield index, lm.block_name(index), block, statistics.block(index) if statistics else None
+
+
+def _check_arguments(
+    lm: LanguageModel, spec: Spec, calibration: CalibrationSet | None, statistics: LayerStatistics | None
+) -> None:
+    if calibration is not None and statistics is not None:
+        raise SpecError("give a calibration set or statistics, not both")
+    if spec.calibrated and calibration is None and statistics is None:
+        raise SpecError(f"{spec.method} reads calibration data: give a calibration set or statistics")
+    if statistics is not None and statistics.model != lm.fingerprint:
+        raise SpecError(
+            f"the statistics are of model {statistics.model} and this model is {lm.fingerprint}; "
+            "collect them on this one"
+        )
+
+
+def compress(
+    lm: LanguageModel,
+    spec: Spec,
+    calibration: CalibrationSet | None = None,
+    *,
+    statistics: LayerStatistics | None = None,
+    propagate: Propagate = "compressed",
+    progress: bool = True,
+) -> CompressionReport:
+    """Compress all linear layers of a model's blocks, in place.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Its weights are replaced. After an error it is as it was.
+    spec : PruneSpec or QuantSpec
+        What to do, from :func:`~cola_lib.compress.method_spec`.
+    calibration : CalibrationSet, optional
+        Watched in one walk with the compression.
+    statistics : LayerStatistics, optional
+        Gathered before on this very model; the alternative to ``calibration``, and always ``"original"``.
+    propagate : {"compressed", "original"}
+        What the blocks after a compressed one read, with ``calibration``. See
+        :func:`~cola_lib.statistics.walk`.
+    progress : bool
+        Show a progress bar over blocks.
+
+    Returns
+    -------
+    CompressionReport
+
+    Raises
+    ------
+    SpecError
+        If the arguments contradict each other or the model's shape.
+    NumericsError
+        If a weight or an input is not finite or a Hessian is singular; the message names the layer.
+    """
+    _check_arguments(lm, spec, calibration, statistics)
+    spec = settle(lm, spec)
+    before, began, reports = lm.fingerprint, time.perf_counter(), []
+    if not spec.calibrated:
+        calibration = None
+    with _unchanged_on_error(lm):
+        for index, name, block, stats in _steps(lm, calibration, statistics, propagate, progress):
+            update = compress_block(block, name, stats, spec, lm.architecture, lm.model.config)
+            _apply(block, update.values)
+            reports += update.reports
+            log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))
+        lm.weights_changed()
+    source = calibration or statistics
+    return CompressionReport(
+        spec=spec,
+        propagate=None if not spec.calibrated else ("original" if statistics is not None else propagate),
+        layers=tuple(reports),
+        n_tokens=float(source.n_tokens) if source is not None else None,
+        calibration=(calibration.fingerprint,) if calibration else (statistics.calibration if statistics else ()),
+        model_before=before,
+        model_after=lm.fingerprint,
+        seconds=time.perf_counter() - began,
+        device=str(lm.device),
+    )

@@ -1,0 +1,249 @@
+"""Apply a method to one decoder block: new weights out, nothing changed in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from cola_lib.compress.awq import awq
+from cola_lib.compress.gptq import gptq
+from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.rtn import rtn
+from cola_lib.compress.sparsegpt import sparsegpt
+from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
+from cola_lib.compress.wanda import wanda
+from cola_lib.errors import NumericsError
+from cola_lib.models import Architecture, InputGroup, Producer
+from cola_lib.statistics import InputStatistics
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was done to one linear layer.
+
+    Parameters
+    ----------
+    layer : str
+        Qualified name.
+    d_out, d_in : int
+        Shape of the weight.
+    output_error : float or None
+        tr(ΔW·XᵀX·ΔWᵀ) / tr(W·XᵀX·Wᵀ): the share of the output's energy on the calibration tokens that is
+        lost. ``None`` without statistics.
+    weight_error : float
+        ‖ΔW‖² / ‖W‖².
+    sparsity : float
+        Share of zeros in the new weight.
+    bits : int or None
+        Bits of each weight, for quantizers.
+    seconds : float
+        Time spent on the layer; layers solved together share it evenly.
+    """
+
+    layer: str
+    d_out: int
+    d_in: int
+    output_error: float | None
+    weight_error: float
+    sparsity: float
+    bits: int | None
+    seconds: float
+
+
+@dataclass
+class BlockUpdate:
+    """New values for some of a block's parameters.
+
+    Parameters
+    ----------
+    values : dict of str to Tensor
+        By parameter name relative to the block, in the parameter's dtype.
+    reports : list of LayerReport
+        One per linear layer.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The layers that read one input, ready to be solved together.
+
+    Parameters
+    ----------
+    weights : list of Tensor of shape (d_out_i, d_in), float32
+        Their weights.
+    layers : list of str
+        Their qualified names.
+    stats : InputStatistics or None
+        Of their input.
+    group : InputGroup
+        Their row in the architecture table.
+    config : PretrainedConfig
+        The model's.
+    """
+
+    weights: list[Tensor]
+    layers: list[str]
+    stats: InputStatistics | None
+    group: InputGroup
+    config: PretrainedConfig
+
+
+Solution = tuple[list[Tensor], Tensor | None]
+"""New weights, and the scale (d_in,) that the input has to be divided by, if any."""
+
+
+def _without_data(method: Callable[..., Tensor], problem: Problem, spec: Spec) -> Solution:
+    return [method(W, spec) for W in problem.weights], None
+
+
+def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
+    return [wanda(W, problem.stats, spec) for W in problem.weights], None
+
+
+def _second_order(method: Callable[..., Tensor], problem: Problem, spec: Spec) -> Solution:
+    layers = zip(problem.weights, problem.layers, strict=True)
+    return [method(W, problem.stats, spec, layer) for W, layer in layers], None
+
+
+def _awq(problem: Problem, spec: QuantSpec) -> Solution:
+    producer = problem.group.producer
+    return awq(
+        problem.weights,
+        problem.stats,
+        spec,
+        scalable=producer is not None,
+        rows=producer.rows(problem.config) if producer and producer.rows else None,
+        clipped=[name not in problem.group.unclipped for name in problem.group.layers],
+    )
+
+
+SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
+    "magnitude": partial(_without_data, magnitude),
+    "rtn": partial(_without_data, rtn),
+    "wanda": _wanda,
+    "sparsegpt": partial(_second_order, sparsegpt),
+    "gptq": partial(_second_order, gptq),
+    "awq": _awq,
+}
+
+
+def fold(
+    values: dict[str, Tensor], block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig
+) -> None:
+    """Divide a producer's output channels by a scale.
+
+    Parameters
+    ----------
+    values : dict of str to Tensor
+        New values of the block's parameters, float32, by name; the producer's are put in, or divided if there:
+        a linear producer is itself compressed, and dividing its rows passes through rounding and pruning.
+    block : nn.Module
+        The decoder block.
+    producer : Producer
+        The module whose parameters change.
+    scale : Tensor of shape (d_in,)
+        Of the channels that the producer feeds.
+    config : PretrainedConfig
+        The model's.
+    """
+    module = block.get_submodule(producer.module)
+    divisor = scale
+    if producer.rows is not None:
+        divisor = torch.ones(module.weight.shape[0], device=scale.device)
+        divisor[producer.rows(config).to(scale.device)] = scale
+    for name, parameter in module.named_parameters():
+        full = f"{producer.module}.{name}"
+        value = values.get(full, parameter.float())
+        if value.dim() == 2:
+            values[full] = value / divisor[:, None]
+        else:
+            offset = producer.offset if name == "weight" else 0.0
+            values[full] = (value + offset) / divisor - offset
+
+
+def _report(
+    layer: str, W: Tensor, new: Tensor, scale: Tensor | None, problem: Problem, spec: Spec, seconds: float
+) -> LayerReport:
+    delta = (new if scale is None else new / scale) - W
+    stats = problem.stats
+    energy = stats.output_energy(W) if stats is not None else 0.0
+    return LayerReport(
+        layer=layer,
+        d_out=W.shape[0],
+        d_in=W.shape[1],
+        output_error=stats.output_energy(delta) / energy if stats is not None and energy > 0 else None,
+        weight_error=float(delta.square().sum() / W.square().sum().clamp(min=torch.finfo(W.dtype).tiny)),
+        sparsity=float((new == 0).float().mean()),
+        bits=spec.bits if isinstance(spec, QuantSpec) else None,
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def compress_block(
+    block: nn.Module,
+    name: str,
+    statistics: Mapping[str, InputStatistics] | None,
+    spec: Spec,
+    architecture: Architecture,
+    config: PretrainedConfig,
+) -> BlockUpdate:
+    """Find new weights for the linear layers of a block.
+
+    Parameters
+    ----------
+    block : nn.Module
+        Not changed.
+    name : str
+        Its qualified name, for reports and errors.
+    statistics : mapping of str to InputStatistics, or None
+        By input group. ``None`` is enough for methods that read no data.
+    spec : PruneSpec or QuantSpec
+        With its group size settled.
+    architecture : Architecture
+        The model type's row.
+    config : PretrainedConfig
+        The model's.
+
+    Returns
+    -------
+    BlockUpdate
+        New values for the linear layers, and for what a scale was folded into.
+
+    Raises
+    ------
+    NumericsError
+        If a weight is not finite, or a Hessian is singular; the message names the layer.
+    """
+    update = BlockUpdate()
+    folds: list[tuple[Producer, Tensor]] = []
+    dtypes = {key: parameter.dtype for key, parameter in block.named_parameters()}
+    for group in architecture.groups:
+        stats = statistics[group.name] if statistics is not None else None
+        layers = [f"{name}.{layer}" for layer in group.layers]
+        weights = [block.get_submodule(layer).weight.float() for layer in group.layers]
+        for layer, W in zip(layers, weights, strict=True):
+            if not torch.isfinite(W).all():
+                raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
+        began = time.perf_counter()
+        problem = Problem(weights, layers, stats, group, config)
+        solved, scale = SOLVERS[spec.method](problem, spec)
+        seconds = (time.perf_counter() - began) / len(layers)
+        for short, layer, W, new in zip(group.layers, layers, weights, solved, strict=True):
+            update.values[f"{short}.weight"] = new
+            update.reports.append(_report(layer, W, new, scale, problem, spec, seconds))
+        if scale is not None:
+            folds.append((group.producer, scale))
+    for producer, scale in folds:
+        fold(update.values, block, producer, scale, config)
+    update.values = {key: value.to(dtypes[key]) for key, value in update.values.items()}
+    return update

@@ -1,0 +1,105 @@
+"""Write a compressed model as a checkpoint that transformers loads, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from cola_lib.compress.api import CompressionReport
+from cola_lib.errors import OutputError
+from cola_lib.models import LanguageModel
+
+REPORT = "report.json"
+
+
+def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Refuse an output folder that exists, before any work is done.
+
+    Parameters
+    ----------
+    out : path
+        Of the folder to be written.
+    overwrite : bool
+        Whether to replace what is there.
+
+    Raises
+    ------
+    OutputError
+        If it exists and may not be replaced, or its parent cannot hold it.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists; give --overwrite to replace it, or another --out")
+    parent = next(p for p in [out.absolute(), *out.absolute().parents][1:] if p.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is a file, so {out} cannot be a folder below it")
+    return out
+
+
+def save_checkpoint(
+    lm: LanguageModel,
+    report: CompressionReport,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write model, tokenizer and report.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The compressed model.
+    report : CompressionReport
+        Becomes ``report.json`` beside the weights.
+    out : path
+        Folder. Plain ``AutoModelForCausalLM.from_pretrained`` loads it.
+    overwrite : bool
+        Replace what is there, once the new checkpoint is complete.
+
+    Returns
+    -------
+    Path
+        Of the folder.
+
+    Raises
+    ------
+    OutputError
+        If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
+    """
+    out = check_output(out, overwrite=overwrite)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        free = shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise OutputError(f"{out}: the checkpoint needs {needed:,} bytes and the disk has {free:,}; free some")
+        lm.model.save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)
+        text = json.dumps(report.to_dict(), indent=1)
+        (partial / REPORT).write_text(text + "\n", encoding="utf-8")
+        _move(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out}: could not be written ({error}); nothing is left of it") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _move(partial: Path, out: Path) -> None:
+    """Put the complete folder in its place; what was there goes only then."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
+    out.rename(old)
+    partial.rename(out)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()

@@ -1,0 +1,112 @@
+"""The integer grid that quantized weights lie on, shared by all quantizers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """Scales and zero points of some rows.
+
+    Attributes
+    ----------
+    scale : Tensor, float32
+        Step between neighbouring values; positive.
+    zero : Tensor, float32
+        Whole number that stands for 0, between 0 and ``2**bits - 1``.
+    bits : int
+        Bits of each weight.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+
+    def round(self, W: Tensor) -> Tensor:
+        """Nearest values on the grid.
+
+        Parameters
+        ----------
+        W : Tensor
+            Of a shape that ``scale`` broadcasts against.
+
+        Returns
+        -------
+        Tensor of the shape of ``W``
+            Values, not integers: ``(q - zero) * scale``.
+        """
+        q = torch.round(W / self.scale).add_(self.zero).clamp_(0, 2**self.bits - 1)
+        return q.sub_(self.zero).mul_(self.scale)
+
+
+def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
+    """Fit the grid to a range.
+
+    Parameters
+    ----------
+    low, high : Tensor of equal shape
+        Least and greatest weight of each group.
+    bits : int
+        Bits of each weight.
+    symmetric : bool
+        Put the zero point at the middle of the range.
+
+    Returns
+    -------
+    Grid
+        Zero is always on it. A group of zeros gets a scale of 1.
+
+    References
+    ----------
+    Frantar et al., "GPTQ", arXiv 2210.17323; ``quant.py`` of IST-DASLab/gptq, without its search over ranges.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    levels = 2**bits - 1
+    if symmetric:
+        high = torch.maximum(-low, high)
+        low = -high
+    empty = high == low
+    scale = torch.where(empty, 1.0, (high - low) / levels)
+    zero = torch.full_like(scale, (levels + 1) // 2) if symmetric else torch.round(-low / scale)
+    return Grid(scale, zero, bits)
+
+
+def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
+    """Fit the grid to the weights of each group.
+
+    Parameters
+    ----------
+    groups : Tensor of shape (..., group_size)
+        Weights; the last dimension shares a scale.
+    bits : int
+        Bits of each weight.
+    symmetric : bool
+        Put the zero point at the middle of the range.
+
+    Returns
+    -------
+    Grid
+        With scales of shape (..., 1).
+    """
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    return fit_grid(low, high, bits, symmetric)
+
+
+def in_groups(W: Tensor, group_size: int) -> Tensor:
+    """View the inputs of each row in groups.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        A weight.
+    group_size : int
+        A divisor of d_in, or -1 for whole rows.
+
+    Returns
+    -------
+    Tensor of shape (d_out, n_groups, group_size)
+    """
+    return W.unflatten(1, (-1, W.shape[1] if group_size == -1 else group_size))

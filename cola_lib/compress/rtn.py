@@ -1,0 +1,27 @@
+"""Round to nearest: the control that reads no data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cola_lib.compress.grid import grid_of, in_groups
+from cola_lib.compress.specs import QuantSpec
+
+
+def rtn(W: Tensor, spec: QuantSpec) -> Tensor:
+    """Round each weight to the nearest value on its group's grid.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    spec : QuantSpec
+        Bits, group size and symmetry.
+
+    Returns
+    -------
+    Tensor of shape (d_out, d_in)
+        Values on the grid.
+    """
+    groups = in_groups(W, spec.group_size)  # (d_out, n_groups, group_size)
+    return grid_of(groups, spec.bits, spec.symmetric).round(groups).flatten(1)

@@ -1,0 +1,84 @@
+"""SparseGPT: prune, and let the remaining weights make up for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cola_lib.compress.masks import count, lowest_of_pattern, lowest_overall
+from cola_lib.compress.specs import PruneSpec
+from cola_lib.compress.sweep import SUB_BLOCK, sweep
+from cola_lib.errors import SpecError
+from cola_lib.statistics import InputStatistics
+
+
+class _Prune:
+    """Zero the columns' least salient weights: w² / U_jj², the loss that optimal brain surgery predicts."""
+
+    def __init__(self, U: Tensor, spec: PruneSpec, shape: torch.Size) -> None:
+        self.spec = spec
+        self.pivot = U.diagonal()[:, None]  # (d_in, 1)
+        self.prune_mask = torch.zeros(shape, dtype=torch.bool, device=U.device)
+
+    def _score(self, start: int, stop: int, V: Tensor) -> Tensor:
+        return (V[start:stop] / self.pivot[start:stop]).square_()
+
+    def begin_block(self, start: int, stop: int, V: Tensor) -> None:
+        if self.spec.pattern is None:
+            score = self._score(start, stop, V)
+            self.prune_mask[start:stop] = lowest_overall(score, count(score.numel(), self.spec.sparsity))
+
+    def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
+        if self.spec.pattern is not None:
+            score = self._score(start, stop, V).T  # (d_out, M)
+            self.prune_mask[start:stop] = lowest_of_pattern(score, self.spec.pattern).T
+
+    def column(self, j: int, w: Tensor) -> Tensor:
+        return w.masked_fill(self.prune_mask[j], 0)
+
+
+def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "layer") -> Tensor:
+    """Prune by predicted loss, and update the kept weights to make up for it.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    stats : InputStatistics
+        Statistics of the layer's input; all of ``gram`` is read.
+    spec : PruneSpec
+        Sparsity or an N:M pattern, ``damp``, and ``block_size``: the columns whose mask is chosen together.
+    layer : str
+        Name for error messages.
+
+    Returns
+    -------
+    Tensor of shape (d_out, d_in)
+        Pruned entries are zero; kept entries differ from ``W``.
+
+    Raises
+    ------
+    NumericsError
+        If the Hessian is singular after damping.
+    SpecError
+        If M does not divide d_in.
+
+    Notes
+    -----
+    Exactly the asked share of each block goes, where the reference prunes one weight more. A Hessian that
+    stays singular is an error.
+
+    References
+    ----------
+    Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
+    arXiv 2301.00774, algorithm 1; ``sparsegpt.py`` of IST-DASLab/sparsegpt.
+    """
+    if spec.pattern is not None and W.shape[1] % spec.pattern[1]:
+        raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {W.shape[1]}")
+    U, _ = stats.inverse_factor(spec.damp, layer)
+    V = W.T.contiguous()  # (d_in, d_out)
+    V[stats.gram.diagonal() == 0] = 0
+    panel = spec.pattern[1] if spec.pattern else 1
+    sub_block = panel * max(1, SUB_BLOCK // panel)
+    sweep(V, U, _Prune(U, spec, V.shape), block=spec.block_size, sub_block=sub_block, panel=panel)
+    return V.T.contiguous()

@@ -1,0 +1,249 @@
+"""What to do to a model, as plain frozen data: a method and its strength."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.revisions import revisions
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """How to prune.
+
+    Parameters
+    ----------
+    method : {"magnitude", "wanda", "sparsegpt"}
+        The method.
+    sparsity : float
+        Share of weights removed, in [0, 1]. For an N:M pattern it follows from the pattern.
+    pattern : (int, int) or None
+        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
+    damp : float
+        SparseGPT: share of the mean diagonal that is added to the Hessian's diagonal.
+    block_size : int
+        SparseGPT: columns whose mask is chosen together.
+    """
+
+    method: str
+    sparsity: float = 0.5
+    pattern: tuple[int, int] | None = None
+    damp: float = 0.01
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        _known(self.method, PRUNERS)
+        if self.pattern is not None:
+            n, m = self.pattern
+            if not 0 <= n <= m or m < 1:
+                raise SpecError(f"pattern {n}:{m} keeps {n} of {m} weights; use N:M with 0 <= N <= M, as in 2:4")
+            object.__setattr__(self, "sparsity", 1 - n / m)
+            if self.block_size % m:
+                raise SpecError(f"block_size {self.block_size} is no multiple of the pattern's {m}")
+        if not 0 <= self.sparsity <= 1:
+            raise SpecError(f"sparsity is a share between 0 and 1, not {self.sparsity:g}")
+        _positive("damp", self.damp)
+        _positive("block_size", self.block_size)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads calibration data."""
+        return self.method != "magnitude"
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and figures, for example ``"wanda 50%"`` or ``"sparsegpt 2:4"``."""
+        strength = f"{self.pattern[0]}:{self.pattern[1]}" if self.pattern else f"{100 * self.sparsity:g}%"
+        return f"{self.method} {strength}"
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
+        used = {"method", "sparsity", "pattern"}
+        if self.method == "sparsegpt":
+            used |= {"damp", "block_size"}
+        return _key(self, used)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How to quantize weights.
+
+    Parameters
+    ----------
+    method : {"rtn", "gptq", "awq"}
+        The method.
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; -1 for whole rows. ``None`` takes the largest
+        divisor of all the model's input widths that is at most 128: see :meth:`for_widths`.
+    symmetric : bool
+        Zero point fixed at the middle of the range, instead of fitted.
+    damp : float
+        GPTQ: share of the mean diagonal that is added to the Hessian's diagonal.
+    act_order : bool
+        GPTQ: quantize columns by falling Hessian diagonal.
+    static_groups : bool
+        GPTQ: fit every group's scale to the untouched weights, over neighbouring columns, before the sweep. With
+        ``act_order`` this keeps groups contiguous, which fast kernels need.
+    block_size : int
+        GPTQ: columns after which the update of the rest is applied.
+    n_grid : int
+        AWQ: exponents tried between 0 and 1.
+    clip : bool
+        AWQ: also search for a smaller range per group.
+    """
+
+    method: str
+    bits: int = 4
+    group_size: int | None = None
+    symmetric: bool = False
+    damp: float = 0.01
+    act_order: bool = False
+    static_groups: bool = False
+    block_size: int = 128
+    n_grid: int = 20
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        _known(self.method, QUANTIZERS)
+        if not 2 <= self.bits <= 8:
+            raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
+        if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
+            raise SpecError(f"group_size is positive, or -1 for whole rows, not {self.group_size}")
+        _positive("damp", self.damp)
+        _positive("block_size", self.block_size)
+        _positive("n_grid", self.n_grid)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads calibration data."""
+        return self.method != "rtn"
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and figures, for example ``"gptq 3-bit"``."""
+        return f"{self.method} {self.bits}-bit"
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
+        used = {"method", "bits", "group_size", "symmetric"}
+        if self.method == "gptq":
+            used |= {"damp", "act_order", "static_groups"}
+        if self.method == "awq":
+            used |= {"n_grid", "clip"}
+        return _key(self, used)
+
+    def for_widths(self, widths: set[int]) -> QuantSpec:
+        """Settle the group size for a model.
+
+        Parameters
+        ----------
+        widths : set of int
+            Input widths of all layers to be quantized.
+
+        Returns
+        -------
+        QuantSpec
+            With a group size that divides every width.
+
+        Raises
+        ------
+        SpecError
+            If the group size asked for does not; the message lists those that do.
+        """
+        common = math.gcd(*widths)
+        if self.group_size is None:
+            return dataclasses.replace(self, group_size=max(d for d in range(1, 129) if common % d == 0))
+        if self.group_size != -1 and common % self.group_size:
+            divisors = [str(d) for d in range(8, 1025) if common % d == 0]
+            raise SpecError(
+                f"group_size {self.group_size} does not divide the model's layer widths "
+                f"{', '.join(map(str, sorted(widths)))}; these do: {', '.join(divisors)}, and -1 for whole rows"
+            )
+        return self
+
+
+Spec = PruneSpec | QuantSpec
+
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+QUANTIZERS = ("rtn", "gptq", "awq")
+METHODS = (*PRUNERS, *QUANTIZERS)
+
+
+def _known(method: str, among: tuple[str, ...]) -> None:
+    if method not in among:
+        raise UnknownNameError("method", method, among)
+
+
+def _positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise SpecError(f"{name} must be above 0, not {value:g}")
+
+
+def _key(spec: Spec, used: set[str]) -> dict[str, Any]:
+    values = dataclasses.asdict(spec)
+    return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method)}
+
+
+def method_spec(method: str, **options: Any) -> Spec:
+    """Make the specification of a method by name.
+
+    Parameters
+    ----------
+    method : str
+        One of :data:`METHODS`.
+    **options
+        Fields of :class:`PruneSpec` or :class:`QuantSpec`. A pattern may be written ``"2:4"``.
+
+    Raises
+    ------
+    UnknownNameError
+        If the method, or an option of it, is not known.
+    SpecError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> method_spec("wanda", pattern="2:4").label
+    'wanda 2:4'
+    >>> method_spec("gptq", bits=3, group_size=64).label
+    'gptq 3-bit'
+    """
+    _known(method, METHODS)
+    kind = PruneSpec if method in PRUNERS else QuantSpec
+    fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
+    for name in options:
+        if name not in fields:
+            raise UnknownNameError(f"option of {method}", name, fields)
+    if isinstance(options.get("pattern"), str):
+        options["pattern"] = parse_pattern(options["pattern"])
+    return kind(method, **options)
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """Read an N:M pattern.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``"2:4"``.
+
+    Returns
+    -------
+    (int, int)
+        Weights kept, and weights they are chosen from.
+
+    Raises
+    ------
+    SpecError
+        If the text is not two whole numbers with a colon between.
+    """
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdigit() and m.isdigit()):
+        raise SpecError(f"pattern {text!r} is not N:M, such as 2:4")
+    return int(n), int(m)

@@ -1,0 +1,34 @@
+"""Wanda: prune by weight magnitude times input norm."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cola_lib.compress.masks import prune_mask
+from cola_lib.compress.specs import PruneSpec
+from cola_lib.statistics import InputStatistics
+
+
+def wanda(W: Tensor, stats: InputStatistics, spec: PruneSpec) -> Tensor:
+    """Prune by weight magnitude times input norm, within each output row.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    stats : InputStatistics
+        Statistics of the layer's input; only the diagonal of ``gram`` is read.
+    spec : PruneSpec
+        Sparsity of each row, or an N:M pattern.
+
+    Returns
+    -------
+    Tensor of shape (d_out, d_in)
+        ``W`` with the pruned entries at zero; kept entries are unchanged.
+
+    References
+    ----------
+    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695, eq. 1.
+    """
+    score = W.abs() * stats.input_norm()  # (d_out, d_in) * (d_in,)
+    return W.masked_fill(prune_mask(score, spec, per_row=True), 0)

@@ -1,0 +1,14 @@
+"""What the calibration data tells: sums over the inputs of each layer, gathered in one walk."""
+
+from cola_lib.statistics.inputs import InputStatistics, LayerStatistics
+from cola_lib.statistics.walk import PROPAGATE, BlockStep, Propagate, collect_statistics, walk
+
+__all__ = [
+    "PROPAGATE",
+    "BlockStep",
+    "InputStatistics",
+    "LayerStatistics",
+    "Propagate",
+    "collect_statistics",
+    "walk",
+]

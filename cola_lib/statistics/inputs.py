@@ -1,0 +1,299 @@
+"""Statistics of layer inputs: what every method reads of the calibration data, and all that it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_lib.errors import DataError, NumericsError
+
+
+@dataclass
+class InputStatistics:
+    """Sums over the tokens that one input of a block has seen.
+
+    Parameters
+    ----------
+    gram : Tensor of shape (d_in, d_in), float32
+        XᵀX, for inputs X of shape (n_tokens, d_in).
+    abs_sum : Tensor of shape (d_in,), float32
+        Σ|x| of each channel.
+    n_tokens : float
+        Tokens summed; a weighted mixture makes it fractional.
+
+    Notes
+    -----
+    Sums add, so statistics of a mixture are the weighted sum of its parts' statistics.
+    """
+
+    gram: Tensor
+    abs_sum: Tensor
+    n_tokens: float
+    _factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> InputStatistics:
+        """Return statistics of no tokens at all.
+
+        Parameters
+        ----------
+        d_in : int
+            Width of the input.
+        device : torch.device
+            Where the sums live.
+        """
+        return cls(torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device), 0.0)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return self.gram.shape[0]
+
+    def update(self, X: Tensor) -> None:
+        """Add tokens, in place.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_tokens, d_in)
+            Real tokens only, without padding.
+        """
+        X = X.float()
+        self.gram.addmm_(X.T, X)
+        self.abs_sum += X.abs().sum(0)
+        self.n_tokens += X.shape[0]
+
+    def input_norm(self) -> Tensor:
+        """Euclidean norm of each channel over all tokens: ‖X_j‖₂, of shape (d_in,)."""
+        return self.gram.diagonal().sqrt()
+
+    def abs_mean(self) -> Tensor:
+        """Mean magnitude of each channel: mean |x_j|, of shape (d_in,)."""
+        return self.abs_sum / self.n_tokens
+
+    def hessian(self) -> Tensor:
+        """Hessian of the layer's mean squared output error, 2·XᵀX / n_tokens, of shape (d_in, d_in)."""
+        return self.gram * (2.0 / self.n_tokens)
+
+    def output_energy(self, W: Tensor) -> float:
+        """Sum of squares that a weight makes of these inputs: tr(W·XᵀX·Wᵀ).
+
+        Parameters
+        ----------
+        W : Tensor of shape (d_out, d_in)
+            A weight, or the difference of two.
+        """
+        W = W.float()
+        return float(((W @ self.gram) * W).sum(dtype=torch.float64))
+
+    def inverse_factor(self, damp: float, layer: str, *, act_order: bool = False) -> tuple[Tensor, Tensor]:
+        """Upper Cholesky factor of the inverse of the damped Hessian, and the column order it is in.
+
+        Parameters
+        ----------
+        damp : float
+            Share of the mean diagonal that is added to the diagonal.
+        layer : str
+            Name for the error message.
+        act_order : bool
+            Order the columns by falling diagonal, as GPTQ's activation order does.
+
+        Returns
+        -------
+        U : Tensor of shape (d_in, d_in), float32
+            UᵀU = (H + damp·mean(diag H)·I)⁻¹, rows and columns in ``order``.
+        order : Tensor of shape (d_in,), int64
+            ``order[i]`` is the column of the weight that comes at place i.
+
+        Raises
+        ------
+        NumericsError
+            If the matrix is singular after damping.
+
+        Notes
+        -----
+        With J the reversal, J·H·J = L·Lᵀ gives H = R·Rᵀ for the upper R = J·L·J, so U = R⁻¹: one Cholesky
+        and one triangular inverse, instead of the Cholesky, inverse and second Cholesky of the reference
+        code (IST-DASLab/gptq, ``gptq.py``). Kept between calls, since q, k, v and several methods share it;
+        :meth:`forget_factors` frees it.
+        """
+        key = (damp, act_order)
+        if key not in self._factors:
+            H = self.hessian()
+            diagonal = H.diagonal()
+            # A channel that is always zero says nothing of its weights; a unit diagonal leaves it uncoupled.
+            diagonal.masked_fill_(diagonal == 0, 1.0)
+            order = torch.arange(self.d_in, device=H.device)
+            if act_order:
+                order = torch.argsort(diagonal, descending=True, stable=True)
+            diagonal += damp * diagonal.mean()
+            reverse = order.flip(0)
+            L, failed = torch.linalg.cholesky_ex(H[reverse][:, reverse])
+            if failed.item():
+                raise NumericsError(
+                    layer,
+                    f"its {self.d_in} x {self.d_in} Gram matrix of {self.n_tokens:g} tokens is singular "
+                    f"after damping by {damp:g} of its mean diagonal; calibrate on more tokens or raise damp",
+                )
+            R = L.flip(0, 1)
+            eye = torch.eye(self.d_in, device=H.device, dtype=H.dtype)
+            self._factors[key] = torch.linalg.solve_triangular(R, eye, upper=True).contiguous(), order
+        return self._factors[key]
+
+    def forget_factors(self) -> None:
+        """Free what :meth:`inverse_factor` kept."""
+        self._factors.clear()
+
+    def check(self, layer: str) -> None:
+        """Refuse statistics that hold a NaN, an infinity, or no token.
+
+        Parameters
+        ----------
+        layer : str
+            Name for the error message.
+
+        Raises
+        ------
+        NumericsError
+            If the diagonal of the Gram matrix, which sees every input, is not finite.
+        DataError
+            If no token was seen.
+        """
+        if self.n_tokens == 0:
+            raise DataError(f"{layer}: the calibration set has 0 tokens that are not padding")
+        bad = int((~torch.isfinite(self.gram.diagonal())).sum())
+        if bad:
+            raise NumericsError(
+                layer,
+                f"NaN or infinity in {bad} of {self.d_in} input channels; the model, or its dtype's range, "
+                "fails on this calibration set",
+            )
+
+    def __add__(self, other: InputStatistics) -> InputStatistics:
+        if self.d_in != other.d_in:
+            raise DataError(f"statistics of {self.d_in} and of {other.d_in} channels do not add")
+        return InputStatistics(self.gram + other.gram, self.abs_sum + other.abs_sum, self.n_tokens + other.n_tokens)
+
+    def __mul__(self, weight: float) -> InputStatistics:
+        return InputStatistics(self.gram * weight, self.abs_sum * weight, self.n_tokens * weight)
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
+    """Input statistics of a whole model: (block index, input group) → :class:`InputStatistics`.
+
+    Parameters
+    ----------
+    inputs : mapping
+        From (block, group name) to statistics.
+    model : str
+        Fingerprint of the model that was watched.
+    calibration : tuple of str
+        Fingerprints of the calibration sets read, in the order they were added.
+    """
+
+    inputs: Mapping[tuple[int, str], InputStatistics]
+    model: str
+    calibration: tuple[str, ...]
+
+    def __getitem__(self, key: tuple[int, str]) -> InputStatistics:
+        return self.inputs[key]
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def block(self, index: int) -> dict[str, InputStatistics]:
+        """Statistics of one block's inputs, by group name.
+
+        Parameters
+        ----------
+        index : int
+            Position of the block.
+        """
+        return {group: stats for (block, group), stats in self.inputs.items() if block == index}
+
+    @property
+    def n_tokens(self) -> float:
+        """Tokens read, possibly weighted."""
+        return next(iter(self.inputs.values())).n_tokens
+
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        if self.model != other.model:
+            raise DataError(
+                f"statistics of two models do not add: {self.model} and {other.model}; collect both on one model"
+            )
+        summed = {key: self.inputs[key] + other.inputs[key] for key in self.inputs}
+        return LayerStatistics(summed, self.model, self.calibration + other.calibration)
+
+    def __mul__(self, weight: float) -> LayerStatistics:
+        scaled = {key: stats * weight for key, stats in self.inputs.items()}
+        return LayerStatistics(scaled, self.model, tuple(f"{weight:g}*{name}" for name in self.calibration))
+
+    __rmul__ = __mul__
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Of the file. The Gram matrices are written as they are, both halves.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors: dict[str, Tensor] = {}
+        for (block, group), stats in self.inputs.items():
+            tensors[f"{block}.{group}.gram"] = stats.gram
+            tensors[f"{block}.{group}.abs_sum"] = stats.abs_sum
+        about: dict[str, Any] = {
+            "model": self.model,
+            "calibration": list(self.calibration),
+            "n_tokens": {f"{block}.{group}": stats.n_tokens for (block, group), stats in self.inputs.items()},
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, metadata={"cola": json.dumps(about)})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> LayerStatistics:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            Of the file.
+        device : torch.device
+            Where the sums go.
+
+        Raises
+        ------
+        DataError
+            If the file was not written by :meth:`save`.
+        """
+        from safetensors import safe_open
+
+        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
+            about = json.loads((file.metadata() or {}).get("cola", "null"))
+            if about is None:
+                raise DataError(f"{path}: a safetensors file, but not of layer statistics")
+            inputs = {}
+            for name, n_tokens in about["n_tokens"].items():
+                block, group = name.split(".", 1)
+                gram, abs_sum = file.get_tensor(f"{name}.gram"), file.get_tensor(f"{name}.abs_sum")
+                inputs[int(block), group] = InputStatistics(gram, abs_sum, n_tokens)
+        return cls(inputs, about["model"], tuple(about["calibration"]))

@@ -1,0 +1,210 @@
+"""The one walk over a model's blocks: the only code that touches blocks, hooks, devices and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cola_lib.errors import UnknownNameError
+from cola_lib.models import LanguageModel
+from cola_lib.statistics.inputs import InputStatistics, LayerStatistics
+
+if TYPE_CHECKING:
+    from cola_lib.curation import CalibrationSet
+
+Propagate = Literal["compressed", "original"]
+PROPAGATE: tuple[Propagate, ...] = ("compressed", "original")
+
+
+@dataclass
+class Batch:
+    """Some rows of the calibration set on their way through the model.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n_rows, seq_len, d_model)
+        What the next block will read.
+    arguments : list of dict
+        Keyword arguments that the model passes to each block: masks, positions, rotary tables.
+    mask : Tensor of shape (n_rows, seq_len), bool, or None
+        True for real tokens; ``None`` when all are.
+    """
+
+    hidden: Tensor
+    arguments: list[dict[str, Any]]
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """A block that the walk has arrived at.
+
+    Parameters
+    ----------
+    index : int
+        Position of the block.
+    name : str
+        Qualified name, for messages.
+    block : nn.Module
+        Its weights may be changed before the walk is resumed.
+    statistics : dict of str to InputStatistics
+        By input group.
+    """
+
+    index: int
+    name: str
+    block: nn.Module
+    statistics: dict[str, InputStatistics]
+
+
+@contextmanager
+def _recorded(blocks: nn.ModuleList, calls: list[tuple[Tensor, dict[str, Any]]]) -> Iterator[None]:
+    """Make each block note how it is called and pass its input on, instead of computing."""
+
+    def recorder(hidden_states: Tensor, **arguments: Any) -> Tensor:
+        calls.append((hidden_states, arguments))
+        return hidden_states
+
+    with ExitStack() as undo:
+        for block in blocks:
+            block.forward = recorder
+            undo.callback(block.__dict__.pop, "forward")
+        yield
+
+
+def _embed(lm: LanguageModel, input_ids: Tensor, mask: Tensor) -> Batch:
+    """Run everything before the first block, and learn what the model hands to each block.
+
+    The model itself prepares masks, positions and rotary tables, per block where its kind differs
+    (sliding and full attention, say), so nothing of that is written again here.
+    """
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    full = bool(mask.all())
+    # Without a mask, attention kernels take their faster causal path.
+    attention_mask = None if full else mask.to(lm.device, torch.long)
+    with _recorded(lm.blocks, calls):
+        lm.decoder(input_ids=input_ids.to(lm.device), attention_mask=attention_mask, use_cache=False)
+    arguments = [kwargs for _, kwargs in calls]
+    return Batch(calls[0][0], arguments, None if full else mask.to(lm.device))
+
+
+def _run(block: nn.Module, index: int, batch: Batch) -> Tensor:
+    """Run one block over one batch."""
+    output = block(batch.hidden, **batch.arguments[index])
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def _watched(lm: LanguageModel, block: nn.Module, current: list[Batch]) -> Iterator[dict[str, InputStatistics]]:
+    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
+    statistics: dict[str, InputStatistics] = {}
+    with ExitStack() as undo:
+        for group in lm.architecture.groups:
+            # One layer stands for its group: they are called with the same tensor.
+            layer = block.get_submodule(group.layers[0])
+            stats = statistics[group.name] = InputStatistics.empty(layer.in_features, layer.weight.device)
+
+            def watch(_: nn.Module, inputs: tuple[Tensor, ...], stats: InputStatistics = stats) -> None:
+                mask = current[0].mask
+                stats.update(inputs[0].flatten(0, 1) if mask is None else inputs[0][mask])
+
+            undo.callback(layer.register_forward_pre_hook(watch).remove)
+        yield statistics
+
+
+@torch.no_grad()
+def walk(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    *,
+    propagate: Propagate = "original",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Iterator[BlockStep]:
+    """Visit the blocks in order with the statistics of their inputs.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The walk changes no weight of it; whoever consumes the walk may, block by block.
+    calibration : CalibrationSet
+        Padding never enters a statistic.
+    propagate : {"original", "compressed"}
+        What the next block reads. ``"original"``: this block's output as it was when the walk arrived, so one
+        walk serves every method. ``"compressed"``: its output after the consumer's changes, at the cost of
+        a second pass, as in the papers' own code.
+    batch_size : int
+        Rows run at a time. Sums differ between batch sizes by float32 rounding only.
+    progress : bool
+        Show a progress bar over blocks.
+
+    Yields
+    ------
+    BlockStep
+        One per block.
+
+    Raises
+    ------
+    NumericsError
+        If a layer's input holds NaN or infinity; the message names the layer.
+    """
+    if propagate not in PROPAGATE:
+        raise UnknownNameError("propagate", str(propagate), PROPAGATE)
+    rows = zip(calibration.input_ids.split(batch_size), calibration.attention_mask.split(batch_size), strict=True)
+    batches = [_embed(lm, input_ids, mask.bool()) for input_ids, mask in rows]
+    blocks = lm.blocks
+    names = [lm.block_name(index) for index in range(len(blocks))]
+    for index, block in enumerate(tqdm(blocks, desc="walk", unit="block", disable=not progress, leave=False)):
+        current: list[Batch] = [batches[0]]
+        with _watched(lm, block, current) as statistics:
+            for batch in batches:
+                current[0] = batch
+                output = _run(block, index, batch)
+                if propagate == "original":
+                    batch.hidden = output
+        for group in lm.architecture.groups:
+            statistics[group.name].check(f"{names[index]}.{group.layers[0]}")
+        yield BlockStep(index, names[index], block, statistics)
+        if propagate == "compressed" and index + 1 < len(blocks):
+            for batch in batches:
+                batch.hidden = _run(block, index, batch)
+
+
+def collect_statistics(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> LayerStatistics:
+    """Gather the statistics of every input of the untouched model in one walk.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Left as it is.
+    calibration : CalibrationSet
+        What it reads.
+    batch_size : int
+        Rows run at a time.
+    progress : bool
+        Show a progress bar over blocks.
+
+    Returns
+    -------
+    LayerStatistics
+        About 13 MB a block for the embedded model, 1 GB a block for an 8 B model: for large models take the
+        blocks from :func:`walk` one at a time instead.
+    """
+    inputs = {
+        (step.index, group): stats
+        for step in walk(lm, calibration, propagate="original", batch_size=batch_size, progress=progress)
+        for group, stats in step.statistics.items()
+    }
+    return LayerStatistics(inputs, lm.fingerprint, (calibration.fingerprint,))
