@@ -2,17 +2,347 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cola_lib.errors import DataError, NumericsError, SpecError
+from cola_lib.evaluate.requests import Request, Row, rows_of, split_spaces
 
 if TYPE_CHECKING:
-    from cola_lib.evaluate.suite import Suite
+    from transformers import PreTrainedModel
+
+    from cola_lib.evaluate.suite import EvalItem, Suite
     from cola_lib.models import LanguageModel
+
+BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
+"""Tokens per batch. On a CPU a few hundred already keep the cores busy, and more only costs cache."""
+
+LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**30}
+"""Bound on the float32 logits that exist at one time, in bytes."""
+
+LAUNCH_SHARE = 1 / 16
+"""A batch's fixed cost, as a share of the tokens of a full batch; weighs padding against more batches."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that run together.
+
+    Parameters
+    ----------
+    input_ids, positions, branch : Tensor of shape (n_rows, width), int64
+        Token ids, positions, and the branch of each token: -1 shared, -2 padding.
+    where : Tensor of shape (n_scored,), int64
+        Index, into the flattened rows, of each hidden state that predicts a scored token.
+    target : Tensor of shape (n_scored,), int64
+        The token predicted there.
+    requests : tuple of Request
+        In the order of their scored tokens: ``where`` holds ``n_scored`` entries for each.
+    branched : bool
+        Whether a row has more than one branch, so that plain causal attention would be wrong.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    branch: Tensor
+    where: Tensor
+    target: Tensor
+    requests: tuple[Request, ...]
+    branched: bool
 
 
 def evaluate(
-    lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = None, progress: bool = True
+    lm: LanguageModel,
+    suite: Suite,
+    *,
+    batch_tokens: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Score every item of a suite."""
-    raise NotImplementedError
+    """Score every item of a suite.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The model; it is left as it is.
+    suite : Suite
+        The items.
+    batch_tokens : int, optional
+        Tokens that run together, padding included; default by device, :data:`BATCH_TOKENS`. It changes
+        time and memory, and the numbers by rounding only (below 1e-4).
+    progress : bool
+        Show a bar, counted in tokens.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per item, in the suite's order:
+
+        - ``item``, ``capability``, ``task`` : str
+        - ``nll`` : float, negative log-likelihood of the gold continuation in nats
+        - ``n_bytes``, ``n_tokens`` : int, of the gold continuation (UTF-8), with the white space that was
+          moved to it from the context's end
+        - ``bits_per_byte`` : float, ``nll / log(2) / n_bytes``
+        - ``correct`` : nullable boolean, whether the gold choice has the lowest nll per byte; missing
+          where there is no choice
+        - ``gold`` : int, index of the gold choice
+        - ``choice_nll``, ``choice_bytes`` : tuple of float and of int, one entry per choice
+
+        Likelihoods are rounded to float32, so that what was computed and what is read back from any
+        store are the same numbers.
+
+    Raises
+    ------
+    NumericsError
+        If a logit that matters is NaN or infinite.
+    DataError
+        If the suite is empty, or an item is longer than the model's context.
+    SpecError
+        If the model's logits are not its head's output on the decoder's hidden states.
+
+    Notes
+    -----
+    The logits of the context are never computed, and a context that several choices share is run once.
+    Both leave the numbers as they are.
+    """
+    model, tokenizer = lm.model, lm.tokenizer
+    kind = lm.device.type
+    head = _Head(model, LOGIT_BYTES.get(kind, LOGIT_BYTES["cuda"]))
+    budget = batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cuda"])
+
+    if not suite.items:
+        raise DataError(f"suite {suite.name!r} has no items; build one with capability_suite")
+    asked = [item.requests(tokenizer) for item in suite.items]
+    rows = list(_rows(asked, suite.items, model))
+    total = sum(row.n_tokens for row in rows)
+    nll: dict[Request, float] = {}
+    with torch.inference_mode(), tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
+        bar.set_description("evaluate")
+        _check_head(model, head, rows[0].shared[:8])
+        for batch_rows in _batches(rows, budget):
+            batch = _collate(batch_rows, lm.device)
+            per_token = head.nll(_decode(model, batch), batch)
+            nll.update(_sum_by_request(per_token, batch))
+            bar.update(sum(row.n_tokens for row in batch_rows))
+    frame = pd.DataFrame(
+        [_score(item, requests, nll, lm.name) for item, requests in zip(suite.items, asked, strict=True)]
+    )
+    return frame.astype({"correct": "boolean"})
+
+
+def _rows(asked: Sequence[Sequence[Request]], items: Sequence[EvalItem], model: PreTrainedModel) -> Iterator[Row]:
+    """Lay out every distinct request once."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    # A branched row brings its own mask, which knows no sliding window, and which only these kernels take.
+    own_mask = model.config._attn_implementation in ("sdpa", "eager")
+    window = getattr(model.config, "sliding_window", None) or float("inf")
+    seen: set[Request] = set()
+    for item, requests in zip(items, asked, strict=True):
+        new = [request for request in dict.fromkeys(requests) if request not in seen]
+        seen.update(new)
+        if not new:
+            continue
+        length = max(len(request.fed) for request in new)
+        if longest is not None and length > longest:
+            raise DataError(
+                f"item {item.id} has {length} tokens, and the model's context holds {longest}; "
+                "build the suite with a smaller max_length"
+            )
+        yield from rows_of(new, share=own_mask and length <= window)
+
+
+def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    """Group rows of similar length; branched and plain rows stay apart because their masks differ."""
+    for branched in (False, True):
+        kind = sorted((r for r in rows if (len(r.branches) > 1) == branched), key=lambda r: -r.n_tokens)
+        for start, stop in plan_batches([row.n_tokens for row in kind], batch_tokens):
+            yield kind[start:stop]
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, int]]:
+    """Cut a descending list of lengths into batches at the least cost.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each row, longest first.
+    batch_tokens : int
+        Upper bound on rows times width. A row that is longer than this runs alone.
+
+    Returns
+    -------
+    list of (int, int)
+        Start and stop of each batch.
+
+    Notes
+    -----
+    The cost of a batch is its padded size plus a fixed share of a full one (:data:`LAUNCH_SHARE`), so a
+    batch ends where one more row would cost more padding than a batch of its own. Exact, by dynamic
+    programming.
+    """
+    length = np.asarray(lengths, dtype=np.int64)
+    if (np.diff(length) > 0).any():
+        raise ValueError("lengths must not increase")
+    fixed = max(1.0, batch_tokens * LAUNCH_SHARE)
+    best, cut = np.zeros(len(length) + 1), np.zeros(len(length) + 1, dtype=np.int64)
+    first = 0  # first row that may share a batch with the rows up to `stop`
+    for stop in range(1, len(length) + 1):
+        while first < stop - 1 and (stop - first) * length[first] > batch_tokens:
+            first += 1
+        starts = np.arange(first, stop)
+        padded = (stop - starts) * length[starts]
+        cost = best[starts] + padded + fixed
+        cost[(padded > batch_tokens) & (starts < stop - 1)] = np.inf
+        choice = int(cost.argmin())
+        best[stop], cut[stop] = cost[choice], starts[choice]
+    batches, stop = [], len(length)
+    while stop:
+        batches.append((int(cut[stop]), stop))
+        stop = int(cut[stop])
+    return batches[::-1]
+
+
+def _collate(rows: Sequence[Row], device: torch.device) -> Batch:
+    """Right-pad rows to one width."""
+    width = max(row.n_tokens for row in rows)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    positions, branch = np.zeros_like(ids), np.full_like(ids, -2)
+    where, target = [], []
+    for i, row in enumerate(rows):
+        n_shared = len(row.shared)
+        parts = [(-1, row.shared, 0), *((b, tokens, n_shared) for b, tokens in enumerate(row.branches))]
+        at = 0
+        for b, tokens, first in parts:
+            span = slice(at, at + len(tokens))
+            ids[i, span], branch[i, span] = tokens, b
+            positions[i, span] = np.arange(first, first + len(tokens))
+            at += len(tokens)
+        for r in range(len(row.requests)):
+            for index, token in row.scored(r):
+                where.append(i * width + index)
+                target.append(token)
+
+    def tensor(values: np.ndarray | list[int]) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64).to(device)
+
+    return Batch(
+        *map(tensor, (ids, positions, branch, where, target)),
+        requests=tuple(request for row in rows for request in row.requests),
+        branched=any(len(row.branches) > 1 for row in rows),
+    )
+
+
+def _attention(batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Build the attention mask: which tokens a token may look at.
+
+    Plain rows give the usual mask of shape (n_rows, width). Branched rows give an additive one of shape
+    (n_rows, 1, width, width): causal, and among branches only one's own. Padding looks at the shared tokens,
+    since a token that may look at nothing turns into NaN in some kernels; no real token looks at padding.
+    """
+    if not batch.branched:
+        return (batch.branch != -2).long()
+    key, query = batch.branch[:, None, :], batch.branch[:, :, None]
+    width = batch.branch.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=batch.branch.device).tril()
+    allowed = causal & ((key == -1) | (key == query))  # (n_rows, width, width)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _decode(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Run the decoder; returns hidden states of shape (n_rows * width, hidden)."""
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids,
+        position_ids=batch.positions,
+        attention_mask=_attention(batch, model.dtype),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+class _Head:
+    """The language-model head, applied to chosen hidden states only.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Its output embeddings, and what its config says happens to the logits afterwards.
+    logit_bytes : int
+        Bound on the float32 logits that exist at one time.
+    """
+
+    def __init__(self, model: PreTrainedModel, logit_bytes: int) -> None:
+        self._head: nn.Module = model.get_output_embeddings()
+        self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+        self._divisor: float = getattr(model.config, "logits_scaling", None) or 1.0  # Granite
+        self._rows = max(1, logit_bytes // (4 * self._head.weight.shape[0]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in float32, of shape (n, vocabulary)."""
+        logits = self._head(hidden).float() / self._divisor
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    def nll(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Negative log-likelihood in nats, float32 of shape (n_scored,)."""
+        parts = []
+        for where, target in zip(batch.where.split(self._rows), batch.target.split(self._rows), strict=True):
+            logits = self.logits(hidden[where])
+            parts.append(logits.logsumexp(-1) - logits.gather(-1, target[:, None])[:, 0])
+        return torch.cat(parts)
+
+
+def _check_head(model: PreTrainedModel, head: _Head, ids: Sequence[int]) -> None:
+    """Compare with the model's own logits on a few tokens: model types treat logits in ways of their own."""
+    input_ids = torch.tensor([ids], device=model.device)
+    own = model(input_ids=input_ids, use_cache=False).logits[0].float()
+    ours = head.logits(model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state[0])
+    if not own.isfinite().all():
+        return  # reported where it is known which item it hits
+    difference, scale = float((own - ours).abs().max()), float(own.abs().max())
+    if difference > max(1e-4, 4 * torch.finfo(model.dtype).eps) * scale:
+        raise SpecError(
+            f"model type {model.config.model_type!r} does something to its logits after the head: they differ "
+            f"by up to {difference:.3g}, with logits up to {scale:.3g}; teach it to _Head in likelihood.py"
+        )
+
+
+def _sum_by_request(per_token: Tensor, batch: Batch) -> dict[Request, float]:
+    """Sum token values in double precision, so that the order of summation does not show."""
+    values = per_token.double().cpu().split([request.n_scored for request in batch.requests])
+    return {request: float(part.sum()) for request, part in zip(batch.requests, values, strict=True)}
+
+
+def _score(item: EvalItem, requests: Sequence[Request], nll: dict[Request, float], model: str) -> dict:
+    """Make an item's row."""
+    choice_nll = tuple(float(np.float32(nll[request])) for request in requests)
+    if not np.isfinite(choice_nll).all():
+        raise NumericsError(
+            "lm_head",
+            f"model {model} gives NaN or infinite logits on item {item.id}. Look in the compression report "
+            "for the first layer with a large error, and for weights that are not finite",
+        )
+    n_bytes = tuple(_moved_bytes(*pair) for pair in item.pairs)
+    per_byte = np.divide(choice_nll, n_bytes)
+    return {
+        "item": item.id,
+        "capability": item.capability,
+        "task": item.task,
+        "nll": choice_nll[item.gold],
+        "n_bytes": n_bytes[item.gold],
+        "n_tokens": requests[item.gold].n_scored,
+        "bits_per_byte": float(per_byte[item.gold] / np.log(2)),
+        "correct": bool(per_byte.argmin() == item.gold) if len(requests) > 1 else None,
+        "gold": item.gold,
+        "choice_nll": choice_nll,
+        "choice_bytes": n_bytes,
+    }
+
+
+def _moved_bytes(context: str, continuation: str) -> int:
+    """UTF-8 bytes of what is scored."""
+    return len(split_spaces(context, continuation)[1].encode())

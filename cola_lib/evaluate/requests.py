@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -144,8 +143,7 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuatio
     Returns
     -------
     Request
-        The continuation is what remains of the whole text's tokens after as many as the context has
-        alone, as in lm-eval.
+        The context's tokens, then what remains of the whole text's after as many as those: lm-eval's rule.
 
     Raises
     ------
@@ -156,14 +154,14 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuatio
     """
     context, continuation = split_spaces(context, continuation)
     start = _start(tokenizer, empty_context=not context)
-    whole = _encode(tokenizer, context + continuation)
-    n_scored = len(whole) - len(_encode(tokenizer, context)) if context else len(whole)
-    if n_scored < 1:
+    before = _encode(tokenizer, context) if context else []
+    after = _encode(tokenizer, context + continuation)[len(before) :]
+    if not after:
         raise DataError(
-            f"continuation {continuation!r} adds no token to the {len(whole)} tokens of its context "
+            f"continuation {continuation!r} adds no token to the {len(before)} tokens of its context "
             f"(which ends {context[-40:]!r}); give it text of its own"
         )
-    return Request(tuple(start + whole), n_scored)
+    return Request((*start, *before, *after), len(after))
 
 
 def rows_of(requests: Sequence[Request], *, share: bool = True) -> list[Row]:
@@ -183,7 +181,16 @@ def rows_of(requests: Sequence[Request], *, share: bool = True) -> list[Row]:
     """
     if not share or len(requests) == 1:
         return [Row(r.fed, ((),), (r,)) for r in requests]
-    shared = commonprefix([r.fed for r in requests])
-    if not shared:
+    fed = [request.fed for request in requests]
+    n = _common(fed)
+    if n == 0:
         return rows_of(requests, share=False)
-    return [Row(tuple(shared), tuple(r.fed[len(shared) :] for r in requests), tuple(requests))]
+    return [Row(fed[0][:n], tuple(ids[n:] for ids in fed), tuple(requests))]
+
+
+def _common(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Count the tokens at the start that all sequences have in common."""
+    for n, tokens in enumerate(zip(*sequences, strict=False)):
+        if len(set(tokens)) > 1:
+            return n
+    return min(map(len, sequences))

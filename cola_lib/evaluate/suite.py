@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -24,7 +24,7 @@ CAPABILITIES = ("language", "commonsense", "math", "code", "knowledge")
 """What a model can do, reported one by one and never only as an average."""
 
 WINDOW_TOKENS = 128
-"""Length of a scored text window. Short windows give more documents, and so narrower intervals, per budget."""
+"""Length of a scored text window. Short windows give a budget more documents, and so narrower intervals."""
 
 MIN_WINDOW_TOKENS = 64
 """A document shorter than this is left out: its few tokens all lack context."""
@@ -157,8 +157,11 @@ class Suite:
         return pd.DataFrame([asdict(count) for count in self.counts])
 
 
-Format = Callable[[Sample, PreTrainedTokenizerBase], tuple[str | tuple[str, ...], tuple[str, ...], int] | None]
-"""A sample to (context, continuations, gold), or None where it is too short to score."""
+Worded = tuple[str | tuple[str, ...], tuple[str, ...], int]
+"""Context or contexts, continuations, and the index of the right one."""
+
+Format = Callable[[Sample, PreTrainedTokenizerBase], Worded | None]
+"""Words a sample as an item; None where it is too short to be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class Task:
     format: Format
 
 
-def _window(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str], int] | None:
+def _window(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded | None:
     """Take the first tokens of a document, scored from its first token on."""
     text = sample.text[: WINDOW_TOKENS * 40]  # no tokenizer packs more characters into a token on average
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -193,38 +196,52 @@ def _window(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tu
     return "", (text,), 0
 
 
-def _last_word(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str], int] | None:
+def _last_word(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded | None:
     """LAMBADA: the last word, given the passage before it (arXiv 1606.06031)."""
     context, _, word = sample.text.rstrip().rpartition(" ")
     return (context, (" " + word,), 0) if context else None
 
 
-def _cloze(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, ...], int]:
+def _cloze(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """Question and answer texts, never letters: small models cannot yet use letters (arXiv 2406.08446)."""
     context = f"Question: {sample.question}\nAnswer:"
     return context, tuple(f" {choice}" for choice in sample.choices), sample.gold
 
 
-def _ending(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, ...], int]:
+def _passage(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
+    """BoolQ: the question stands after its passage, with its own prompt word."""
+    return f"{sample.question}\nAnswer:", tuple(f" {choice}" for choice in sample.choices), sample.gold
+
+
+def _ending(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """HellaSwag: which ending follows."""
     return sample.question, tuple(f" {choice}" for choice in sample.choices), sample.gold
 
 
-def _blank(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+def _blank(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """WinoGrande, partial evaluation: the rest of the sentence, given each filling (arXiv 1806.02847)."""
     before, _, after = sample.question.partition("_")
     return tuple(before + choice for choice in sample.choices), (after,) * len(sample.choices), sample.gold
 
 
-def _solution(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str], int]:
-    """Reasoning and answer, zero-shot, as one text to predict."""
-    parts = [part for part in (sample.reasoning, sample.answer) if part]
-    return f"Question: {sample.question}\nAnswer:", (" " + "\n".join(parts),), 0
+def _solution(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
+    """Reasoning and answer as one text to predict, zero-shot, worded as the same source's calibration text."""
+    return _after(sample, f"Question: {sample.question}\nAnswer:")
 
 
-def _code(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str], int]:
-    """Prompt and the code that solves it."""
-    return sample.question, (sample.answer,), 0
+def _code(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
+    """Code that solves the task, given its description or the function's head."""
+    return _after(sample, sample.question)
+
+
+def _after(sample: Sample, context: str) -> Worded:
+    """Split a sample's text where its question ends."""
+    if not sample.text.startswith(context):
+        raise DataError(
+            f"sample {sample.id} of source {sample.source} does not begin with its question, {context[:60]!r}; "
+            "its source and its task in cola_lib/evaluate/suite.py word it differently"
+        )
+    return context, (sample.text[len(context) :],), 0
 
 
 TASKS: tuple[Task, ...] = (
@@ -234,16 +251,16 @@ TASKS: tuple[Task, ...] = (
     Task("piqa", "commonsense", "piqa", _cloze),
     Task("hellaswag", "commonsense", "hellaswag", _ending),
     Task("winogrande", "commonsense", "winogrande", _blank),
-    Task("arc_easy", "commonsense", "arc_easy", _cloze),
-    Task("arc_challenge", "commonsense", "arc_challenge", _cloze),
+    Task("arc_easy", "commonsense", "arc:subject=easy", _cloze),
+    Task("arc_challenge", "commonsense", "arc:subject=challenge", _cloze),
     Task("openbookqa", "commonsense", "openbookqa", _cloze),
     Task("csqa", "commonsense", "csqa", _cloze),
     Task("siqa", "commonsense", "siqa", _cloze),
-    Task("boolq", "commonsense", "boolq", _cloze),
+    Task("boolq", "commonsense", "boolq", _passage),
     Task("gsm8k", "math", "gsm8k", _solution),
     Task("math", "math", "math", _solution),
     Task("humaneval", "code", "humaneval", _code),
-    Task("mbpp", "code", "mbpp", _code),
+    Task("mbpp", "code", "mbpp:language=python", _code),
     Task("mmlu", "knowledge", "mmlu", _cloze),
 )
 
@@ -285,4 +302,102 @@ def capability_suite(
     DataError
         If the budget does not hold one item of each task of a capability.
     """
-    raise NotImplementedError
+    for name in capabilities:
+        if name not in CAPABILITIES:
+            raise UnknownNameError("capability", name, CAPABILITIES)
+    filled = [
+        _fill(capability, tokenizer, tokens_per_capability, seed, max_length)
+        for capability in CAPABILITIES
+        if capability in capabilities
+    ]
+    return Suite(
+        items=tuple(chain.from_iterable(items for items, _ in filled)),
+        tokens_per_capability=tokens_per_capability,
+        seed=seed,
+        counts=tuple(chain.from_iterable(counts for _, counts in filled)),
+    )
+
+
+def _fill(
+    capability: str, tokenizer: PreTrainedTokenizerBase, budget: int, seed: int, max_length: int
+) -> tuple[list[EvalItem], list[TaskCount]]:
+    """Take items from a capability's tasks in turns, until the next one would not fit.
+
+    Stopping there, instead of looking for a smaller item, is what makes a small budget's items the first of
+    a large one's, and keeps long items from being passed over.
+    """
+    queues = [_Queue(task, tokenizer, seed, max_length) for task in TASKS if task.capability == capability]
+    items: list[EvalItem] = []
+    spent = 0
+    waiting = list(queues)
+    while waiting:
+        for queue in tuple(waiting):
+            item, cost = next(queue, (None, 0))
+            if item is None:
+                waiting.remove(queue)
+                continue
+            if spent + cost > budget:
+                _check_every_task(capability, queues, budget, spent + cost)
+                return items, [queue.count for queue in queues]
+            queue.take(cost)
+            items.append(item)
+            spent += cost
+    _check_every_task(capability, queues, budget, spent)
+    log.warning(
+        "%s: all %d items together have %d tokens, fewer than the budget of %d",
+        capability,
+        len(items),
+        spent,
+        budget,
+    )
+    return items, [queue.count for queue in queues]
+
+
+def _check_every_task(capability: str, queues: Sequence[_Queue], budget: int, needed: int) -> None:
+    """Refuse a capability that would lack one of its tasks."""
+    empty = [queue.count for queue in queues if not queue.count.items]
+    if not empty:
+        return
+    first = empty[0]
+    if first.available and needed <= budget:
+        raise DataError(
+            f"{capability}: none of the {first.available} items of task {first.task} can be used: "
+            f"{first.too_long} too long, {first.too_short} too short; raise max_length"
+        )
+    raise DataError(
+        f"{capability}: a budget of {budget} tokens ends before task {first.task} has an item; one item "
+        f"of each of its {len(queues)} tasks takes at least {needed}; raise tokens_per_capability"
+    )
+
+
+class _Queue(Iterator[tuple[EvalItem, int]]):
+    """A task's usable items in the order of a seeded hash, tokenized only when their turn comes."""
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int) -> None:
+        samples = load_samples(task.source, "evaluation")
+        self._samples = iter(sorted(samples, key=lambda sample: _rank(seed, sample.id)))
+        self._task, self._tokenizer, self._max_length = task, tokenizer, max_length
+        self.count = TaskCount(task.name, task.capability, available=len(samples))
+
+    def __next__(self) -> tuple[EvalItem, int]:
+        for sample in self._samples:
+            worded = self._task.format(sample, self._tokenizer)
+            if worded is None:
+                self.count = replace(self.count, too_short=self.count.too_short + 1)
+                continue
+            item = EvalItem(f"{self._task.name}/{sample.id}", self._task.capability, self._task.name, *worded)
+            requests = item.requests(self._tokenizer)
+            if max(len(request.fed) for request in requests) > self._max_length:
+                self.count = replace(self.count, too_long=self.count.too_long + 1)
+                continue
+            return item, sum(row.n_tokens for row in rows_of(tuple(dict.fromkeys(requests))))
+        raise StopIteration
+
+    def take(self, cost: int) -> None:
+        """Count the item that was handed out last as taken."""
+        self.count = replace(self.count, items=self.count.items + 1, tokens=self.count.tokens + cost)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    """Shuffle by hash: an item keeps its rank when others are added or removed."""
+    return hashlib.sha256(f"{seed}|{name}".encode()).digest()

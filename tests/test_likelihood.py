@@ -1,0 +1,294 @@
+"""Likelihood evaluation against a naive reference: one sequence at a time, all logits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from cola_lib.errors import DataError, NumericsError, SpecError
+from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, rows_of
+from cola_lib.evaluate.likelihood import _check_head, _Head, plan_batches
+from cola_lib.evaluate.requests import Request
+from cola_lib.models import LanguageModel, architecture_of
+
+KINDS = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {
+        "head_dim": 8,
+        "sliding_window": 16,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "granite": {"logits_scaling": 4.0},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens, with a few merges, so that a boundary can fall inside a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "n"), ("an", "d"), ("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("Ġ", "Ġ"), ("Ã", "©")]
+    vocab = {token: i for i, token in enumerate(["<s>", *alphabet, *("".join(m) for m in merges)])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>")
+
+
+@pytest.fixture(scope="module")
+def models_by_kind(tokenizer) -> dict[str, LanguageModel]:
+    return {kind: tiny(kind, tokenizer) for kind in KINDS}
+
+
+def tiny(kind: str, tokenizer, **options) -> LanguageModel:
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        **KINDS[kind] | options,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # far from uniform predictions, so that mistakes show
+        if parameter.ndim == 2:
+            parameter.normal_(0, 0.3)
+    return LanguageModel(model, tokenizer, f"tiny-{kind}", architecture_of(config))
+
+
+ITEMS = (
+    EvalItem("rolling", "language", "c4", "", ("the band and the sand, and then the café — 東京",)),
+    EvalItem("word", "language", "lambada", "the man and the", (" hand",)),
+    EvalItem("cloze", "commonsense", "piqa", "Question: and then?\nAnswer:", (" the", " thé and", " sand")),
+    EvalItem("partial", "commonsense", "wino", ("the an", "the thane"), (" and then the end.",) * 2, 1),
+    EvalItem("apart", "commonsense", "wino", ("xyz", "abc"), (" and", " and"), 1),
+    EvalItem("prompt", "code", "humaneval", "def f():\n    ", ("return 'and'\n",)),
+    EvalItem("long", "math", "gsm8k", "Question: " + "the and " * 8 + "\nAnswer:", (" and the" * 12, " no")),
+    EvalItem("again", "commonsense", "piqa", "Question: and then?\nAnswer:", (" sand", " the"), 1),
+    EvalItem("twins", "commonsense", "piqa", "and", (" the", " the", " then")),
+)
+SUITE = Suite(ITEMS)
+
+
+def naive(lm: LanguageModel, context: str, continuation: str) -> tuple[float, int]:
+    """Score by the definition: the model's own logits on one unpadded sequence."""
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    ids = lm.tokenizer(kept + continuation, add_special_tokens=False)["input_ids"]
+    n_context = len(lm.tokenizer(kept, add_special_tokens=False)["input_ids"])
+    if not kept:
+        ids, n_context = [lm.tokenizer.bos_token_id, *ids], 1
+    logp = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    nll = -sum(float(logp[t - 1, ids[t]]) for t in range(n_context, len(ids)))
+    return nll, len(ids) - n_context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_agrees_with_the_definition_whatever_the_batch_size(models_by_kind, kind, batch_tokens):
+    lm = models_by_kind[kind]
+    frame = evaluate(lm, SUITE, batch_tokens=batch_tokens, progress=False)
+    assert list(frame["item"]) == [item.id for item in ITEMS]
+    for row, item in zip(frame.itertuples(), ITEMS, strict=True):
+        expected = [naive(lm, *pair) for pair in item.pairs]
+        np.testing.assert_allclose(row.choice_nll, [nll for nll, _ in expected], rtol=1e-5, atol=1e-4)
+        assert row.n_tokens == expected[item.gold][1]
+        assert row.nll == row.choice_nll[item.gold]
+
+
+def test_agrees_in_eager_attention(tokenizer, models_by_kind):
+    lm = models_by_kind["gemma2"]
+    eager = tiny("gemma2", tokenizer, attn_implementation="eager")
+    assert eager.model.config._attn_implementation == "eager"
+    one, other = evaluate(lm, SUITE, progress=False), evaluate(eager, SUITE, progress=False)
+    # eager applies Gemma 2's cap on attention scores and sdpa does not, so compare with its own reference
+    for row, item in zip(other.itertuples(), ITEMS, strict=True):
+        np.testing.assert_allclose(row.choice_nll, [naive(eager, *p)[0] for p in item.pairs], rtol=1e-5)
+    assert list(one["n_bytes"]) == list(other["n_bytes"])
+
+
+def test_a_row_longer_than_the_sliding_window_is_not_branched(models_by_kind, monkeypatch):
+    laid_out = []
+
+    def spy(requests, *, share):
+        laid_out.append((max(len(r.fed) for r in requests), len(requests), share))
+        return rows_of(requests, share=share)
+
+    monkeypatch.setattr("cola_lib.evaluate.likelihood.rows_of", spy)
+    evaluate(models_by_kind["gemma2"], SUITE, progress=False)
+    assert {share for length, n, share in laid_out if length > 16} == {False}
+    assert {share for length, n, share in laid_out if length <= 16} == {True}
+
+
+def test_bytes_are_utf8_and_include_moved_white_space(models_by_kind):
+    frame = evaluate(models_by_kind["llama"], SUITE, progress=False).set_index("item")
+    assert (
+        frame.loc["rolling", "n_bytes"]
+        == len(ITEMS[0].continuations[0].encode())
+        > len(ITEMS[0].continuations[0])
+    )
+    assert frame.loc["prompt", "n_bytes"] == len("\n    return 'and'\n")
+    row = frame.loc["rolling"]
+    assert row.bits_per_byte == pytest.approx(row.nll / math.log(2) / row.n_bytes, rel=1e-12)
+
+
+def test_accuracy_is_by_likelihood_per_byte(models_by_kind):
+    frame = evaluate(models_by_kind["llama"], SUITE, progress=False).set_index("item")
+    assert frame["correct"].dtype == "boolean"
+    assert frame["correct"].isna().equals(frame["choice_nll"].map(len).eq(1))
+    for row in frame[frame["correct"].notna()].itertuples():
+        assert row.correct == (np.argmin(np.divide(row.choice_nll, row.choice_bytes)) == row.gold)
+    # "again" offers two of "cloze"'s choices in another order
+    assert frame.loc["again", "choice_nll"] == tuple(frame.loc["cloze", "choice_nll"][i] for i in (2, 0))
+
+
+def test_values_survive_float32(models_by_kind):
+    nll = evaluate(models_by_kind["llama"], SUITE, progress=False)["nll"]
+    assert (nll == nll.astype(np.float32).astype(np.float64)).all()
+
+
+def test_identical_requests_and_shared_contexts_run_once(models_by_kind, monkeypatch):
+    lm, fed = models_by_kind["llama"], []
+    decoder = lm.model.get_decoder()
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda **kw: fed.append(kw["input_ids"].numel()) or forward(**kw))
+    cloze, again = SUITE.items[2], SUITE.items[7]
+    evaluate(lm, Suite((cloze, again)), batch_tokens=1, progress=False)
+    requests = set(cloze.requests(lm.tokenizer)) | set(again.requests(lm.tokenizer))
+    assert len(requests) == 3
+    shared = len(lm.tokenizer(cloze.context)["input_ids"])
+    own = sum(r.n_scored - 1 for r in requests)
+    check = 2 * 8  # the comparison with the model's own logits
+    assert sum(fed) == shared + own + check
+
+
+def test_nan_and_infinity_name_where_to_look(tokenizer):
+    lm = tiny("llama", tokenizer)
+    lm.model.model.layers[0].mlp.down_proj.weight[3, 3] = float("nan")
+    with pytest.raises(NumericsError, match=r"lm_head: model tiny-llama .* item rolling.*report"):
+        evaluate(lm, SUITE, progress=False)
+
+
+def test_an_item_longer_than_the_context_gives_both_numbers(models_by_kind):
+    item = EvalItem("x", "language", "c4", "", ("z" * 300,))
+    with pytest.raises(DataError, match="item x has 300 tokens.* holds 256"):
+        evaluate(models_by_kind["llama"], Suite((item,)), progress=False)
+
+
+def test_an_empty_suite_is_refused(models_by_kind):
+    with pytest.raises(DataError, match="no items"):
+        evaluate(models_by_kind["llama"], Suite(()), progress=False)
+
+
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(tokenizer):
+    lm = tiny("llama", tokenizer)
+    head = _Head(lm.model, 2**20)
+    head._divisor = 2.0
+    with torch.inference_mode(), pytest.raises(SpecError, match="'llama' does something to its logits"):
+        _check_head(lm.model, head, [1, 2, 3])
+
+
+def test_logits_in_small_chunks_are_the_same(models_by_kind, monkeypatch):
+    lm = models_by_kind["gemma2"]
+    whole = evaluate(lm, SUITE, progress=False)
+    monkeypatch.setitem(__import__("cola_lib.evaluate.likelihood", fromlist=["x"]).LOGIT_BYTES, "cpu", 3000)
+    np.testing.assert_allclose(evaluate(lm, SUITE, progress=False)["nll"], whole["nll"], rtol=1e-6)
+
+
+def test_the_boundary_is_that_of_lm_eval(tokenizer):
+    """Same context and continuation tokens as lm-eval's own ``_encode_pair``, white space included."""
+    from lm_eval.api.model import TemplateLM
+
+    class Reference(TemplateLM):
+        eot_token_id = 0
+        loglikelihood_rolling = generate_until = _loglikelihood_tokens = None
+        backend = "causal"
+
+        def tok_encode(self, string, **_):
+            return tokenizer(string, add_special_tokens=False)["input_ids"]
+
+    Reference.__abstractmethods__ = frozenset()
+    reference = Reference()
+    for context, continuation in [
+        ("the man", " and"),
+        ("the man ", "and"),
+        ("def f():\n    ", "return 1"),
+        ("the s", "and"),  # "and" is one token, so the boundary cuts no merge here
+        ("the a", "nd more"),  # here it does
+        ("Answer:", " the"),
+    ]:
+        before, after = reference._encode_pair(context, continuation)
+        request = encode_request(tokenizer, context, continuation)
+        assert list(request.ids) == list(before) + list(after)
+        assert request.n_scored == len(after)
+
+
+def test_a_bos_that_the_tokenizer_adds_stays(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    adds = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
+    assert encode_request(adds, "the", " and").ids == (0, *encode_request(tokenizer, "the", " and").ids)
+    assert encode_request(adds, "", "the") == encode_request(tokenizer, "", "the")
+    neither = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    assert encode_request(neither, "the", " and") == encode_request(tokenizer, "the", " and")
+    with pytest.raises(SpecError, match="neither a BOS nor an EOS"):
+        encode_request(neither, "", "the")
+
+
+def test_a_continuation_without_a_token_is_refused(tokenizer):
+    with pytest.raises(DataError, match="adds no token"):
+        encode_request(tokenizer, "the", "")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30).map(lambda x: sorted(x, reverse=True)),
+    budget=st.integers(1, 120),
+)
+@settings(max_examples=200, deadline=None)
+def test_batches_cover_every_row_within_the_budget(lengths, budget):
+    batches = plan_batches(lengths, budget)
+    assert [i for start, stop in batches for i in range(start, stop)] == list(range(len(lengths)))
+    for start, stop in batches:
+        assert stop - start == 1 or (stop - start) * lengths[start] <= budget
+
+
+def test_batches_do_not_pad_much():
+    lengths = sorted(np.random.default_rng(0).integers(20, 400, 300).tolist(), reverse=True)
+    padded = sum((stop - start) * lengths[start] for start, stop in plan_batches(lengths, 1024))
+    assert padded < 1.03 * sum(lengths)
+
+
+@given(
+    sequences=st.lists(
+        st.lists(st.integers(0, 2), min_size=2, max_size=8).map(tuple), min_size=1, max_size=4, unique=True
+    ),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_row_predicts_exactly_the_scored_tokens_from_the_tokens_before(sequences, data):
+    requests = [Request(ids, data.draw(st.integers(1, len(ids) - 1))) for ids in sequences]
+    rows = rows_of(requests)
+    assert sorted(r.ids for row in rows for r in row.requests) == sorted(sequences)
+    for row in rows:
+        tokens = (*row.shared, *(t for branch in row.branches for t in branch))
+        assert row.n_tokens == len(tokens) <= sum(len(r.fed) for r in row.requests)
+        assert row.n_positions == max(len(r.fed) for r in row.requests)
+        for i, request in enumerate(row.requests):
+            scored = row.scored(i)
+            assert [token for _, token in scored] == list(request.ids[-request.n_scored :])
+            assert [tokens[at] for at, _ in scored] == list(request.fed[-request.n_scored :])
