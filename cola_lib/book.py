@@ -1,0 +1,484 @@
+"""Execute the notebooks that the book renders.
+
+A source notebook carries no outputs and one cell tagged ``parameters`` whose assignments are literals. A
+profile gives some of them other values. What papermill executed is written whole or not at all: after a
+time-out or a dead kernel papermill's own metadata still says that every cell was completed, so a file that
+is there must mean that every cell ran.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cola_lib.errors import ColaError, UnknownNameError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+logger = logging.getLogger(__name__)
+
+PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
+
+
+class NotebookError(ColaError):
+    """A notebook cannot be run, or stopped before its end.
+
+    Parameters
+    ----------
+    message : str
+        Which notebook, where in it, and what happened.
+    traceback : str, optional
+        What the failing cell printed, without terminal colours.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        self.traceback = traceback
+        super().__init__(message)
+
+
+class ParameterError(ColaError):
+    """A notebook parameter has a value of the wrong kind, or cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Profile:
+    """Parameters for a set of notebooks, under one name.
+
+    Attributes
+    ----------
+    name : str
+        Stem of the file it was read from.
+    about : str
+        What the profile is for, in a sentence.
+    takes : str
+        How long it takes, and on what.
+    notebooks : mapping of str to mapping
+        Parameters of each notebook, in the order in which the notebooks run.
+    cell_timeout : int or None
+        Seconds that one cell may take; None for no limit.
+    """
+
+    name: str
+    about: str
+    takes: str
+    notebooks: Mapping[str, Mapping[str, Any]]
+    cell_timeout: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NotebookRun:
+    """One notebook with the parameters it will run with, all of them checked.
+
+    Attributes
+    ----------
+    source : Path
+        Notebook to run; it is not written to.
+    out : Path
+        Executed notebook.
+    parameters : mapping of str to Any
+        Values that replace the notebook's own; the others keep theirs.
+    cell_timeout : int or None
+        Seconds that one cell may take; None for no limit.
+    """
+
+    source: Path
+    out: Path
+    parameters: Mapping[str, Any]
+    cell_timeout: int | None = None
+
+
+# ---------------------------------------------------------------------------------------- what to run
+
+
+def read_profile(name: str, folder: Path) -> Profile:
+    """Read a profile.
+
+    Parameters
+    ----------
+    name : str
+        Name of a file in ``folder``, without its ``.yml``.
+    folder : Path
+        Folder of profiles.
+
+    Returns
+    -------
+    Profile
+        Its notebooks are not looked at yet; see :func:`plan`.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such profile, or the file has a key that no profile has.
+    ColaError
+        If the file is not YAML, or lacks a key.
+    """
+    path = folder / f"{name}.yml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yml")]
+        raise UnknownNameError("profile", name, known, f"Profiles are the .yml files in {folder}")
+    content = _mapping(_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    fields = {f.name for f in dataclasses.fields(Profile)} - {"name"}
+    for key in content:
+        if key not in fields:
+            raise UnknownNameError("profile key", str(key), fields, f"It stands in {path}")
+    for key in ("about", "takes", "notebooks"):
+        if key not in content:
+            raise ColaError(f"{path}: the key {key!r} is missing")
+    notebooks = {
+        str(notebook): _mapping(values or {}, f"{path}: notebook {notebook}")
+        for notebook, values in _mapping(content["notebooks"], f"{path}: notebooks").items()
+    }
+    return Profile(name, content["about"], content["takes"], notebooks, content.get("cell_timeout"))
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read ``name=value`` pairs, with values as YAML.
+
+    Parameters
+    ----------
+    assignments : iterable of str
+        For example ``"n_draws=3"`` or ``"sources=[c4, gsm8k]"``.
+
+    Returns
+    -------
+    dict of str to Any
+        With the types that YAML gives: ``3`` is an int, ``"3"`` a string, ``[c4]`` a list.
+
+    Raises
+    ------
+    ParameterError
+        If a pair has no ``=``, the value is not YAML, or a name stands twice.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise ParameterError(f"parameter {assignment!r} does not read name=value")
+        if name in overrides:
+            raise ParameterError(f"parameter {name} is given twice; give it once")
+        overrides[name] = _yaml(value, f"parameter {name}")
+    return overrides
+
+
+def declared_parameters(source: Path) -> dict[str, Any]:
+    """Names and defaults in the cell of a notebook that is tagged ``parameters``.
+
+    Parameters
+    ----------
+    source : Path
+        Notebook.
+
+    Returns
+    -------
+    dict of str to Any
+        In the order of the cell; empty if no cell has the tag.
+
+    Raises
+    ------
+    NotebookError
+        If the file is no notebook, or the cell holds more than assignments of literals.
+    """
+    cells = [c for c in _read_notebook(source).cells if PARAMETERS_TAG in c.metadata.get("tags", ())]
+    if len(cells) > 1:
+        raise NotebookError(f"{source}: {len(cells)} cells are tagged 'parameters'; one may be")
+    try:
+        statements = ast.parse(cells[0].source).body if cells else []
+        return dict(_assignment(statement) for statement in statements)
+    except (SyntaxError, ValueError) as error:
+        raise NotebookError(
+            f"{source}: the cell tagged 'parameters' may only hold lines of the form name = literal: {error}"
+        ) from error
+
+
+def plan(
+    names: Sequence[str],
+    *,
+    folder: Path,
+    out: Path,
+    profile: Profile | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[NotebookRun]:
+    """Resolve notebooks and check their parameters, before the first of them runs.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of notebooks in ``folder``, without ``.ipynb``. Empty for all that the profile names.
+    folder : Path
+        Folder of source notebooks.
+    out : Path
+        Folder for the executed notebooks, which keep their names.
+    profile : Profile, optional
+        Parameters by notebook.
+    overrides : mapping of str to Any, optional
+        Parameters for each of the notebooks, over the profile's.
+
+    Returns
+    -------
+    list of NotebookRun
+        In the order given, or the profile's.
+
+    Raises
+    ------
+    UnknownNameError
+        If a notebook or a parameter does not exist.
+    ParameterError
+        If a value is of another kind than the notebook's default.
+    NotebookError
+        If a notebook cannot be read, or an output would replace its source.
+    """
+    by_profile = profile.notebooks if profile else {}
+    runs = []
+    for name in names or by_profile:
+        source = _find(name, folder)
+        target = out / source.name
+        if target.resolve() == source.resolve():
+            raise NotebookError(f"{source}: the output would replace the source; give another --out")
+        parameters = {**by_profile.get(name, {}), **(overrides or {})}
+        _check_parameters(source, parameters)
+        runs.append(NotebookRun(source, target, parameters, profile.cell_timeout if profile else None))
+    if not runs:
+        raise ColaError("nothing to run: name a notebook, or a profile that has some")
+    return runs
+
+
+# --------------------------------------------------------------------------------------------- running
+
+
+def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
+    """Execute a notebook and write it, whole or not at all.
+
+    Parameters
+    ----------
+    run : NotebookRun
+        What to run; see :func:`plan`. Its kernel works in the current folder.
+    progress : bool
+        Show a bar that counts cells, on standard error.
+
+    Returns
+    -------
+    float
+        Seconds it took.
+
+    Raises
+    ------
+    NotebookError
+        If a cell raises, takes too long or kills its kernel. ``run.out`` is left as it was, and what was
+        executed so far lies beside it with the suffix ``.failed.ipynb``.
+
+    Notes
+    -----
+    Execution times and paths are dropped from the metadata, so that the same run gives the same file.
+    Progress bars are dropped from the outputs: they are for whoever waits, not for whoever reads.
+    """
+    start = time.monotonic()
+    run.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = run.out.with_name(f".{run.out.stem}.{os.getpid()}.partial.ipynb")
+    failed = run.out.with_suffix(".failed.ipynb")
+    try:
+        executed = _execute(run, partial, progress)
+        _require_complete(executed, run.source)
+        _write_notebook(_cleaned(executed), partial)
+        os.replace(partial, run.out)
+        failed.unlink(missing_ok=True)
+    except NotebookError as error:
+        if not partial.exists():
+            raise
+        os.replace(partial, failed)
+        raise NotebookError(f"{error} What ran before that is in {failed}", error.traceback) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return time.monotonic() - start
+
+
+def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:
+    """Let papermill execute ``run``, keeping ``partial`` up to date; translate what it raises."""
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    notebook = _read_notebook(run.source)
+    try:
+        return papermill.execute_notebook(
+            notebook,
+            # papermill formats its output path as a template
+            str(partial).replace("{", "{{").replace("}", "}}"),
+            parameters=dict(run.parameters),
+            kernel_name=notebook.metadata.get("kernelspec", {}).get("name", "python3"),
+            language="python",
+            progress_bar=progress,
+            execution_timeout=run.cell_timeout,
+            # "auto" encrypts where the kernel can and says nothing where it cannot
+            config=Config({"AsyncKernelManager": {"transport_encryption": "auto"}}),
+        )
+    except PapermillExecutionError as error:
+        where = f"{run.source}: cell {error.cell_index + 1} raised {error.ename}: {error.evalue}"
+        raise NotebookError(_sentence(where), _plain_text("\n".join(error.traceback))) from error
+    except CellTimeoutError as error:
+        where = _last_started(_read_notebook(partial))
+        raise NotebookError(f"{run.source}: {where} took longer than {run.cell_timeout} s.") from error
+    except DeadKernelError as error:
+        where = _last_started(_read_notebook(partial))
+        raise NotebookError(f"{run.source}: the kernel died in {where}; it may have run out of memory.") from error
+    except NoSuchKernel as error:
+        partial.unlink()
+        raise NotebookError(f"{run.source}: {error}; set its kernel to python3") from error
+
+
+def _require_complete(notebook: NotebookNode, source: Path) -> None:
+    """Refuse a notebook in which a cell did not run, whatever its metadata says."""
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            where = _cell_name(notebook, index)
+            raise NotebookError(f"{source}: {where} did not run, though nothing was raised.")
+
+
+def _last_started(notebook: NotebookNode) -> str:
+    """Say which cell was running last; papermill records when each of them started."""
+    started = [n for n, cell in enumerate(notebook.cells) if cell.metadata.papermill["start_time"]]
+    return _cell_name(notebook, started[-1])
+
+
+def _cell_name(notebook: NotebookNode, index: int) -> str:
+    first_line = notebook.cells[index].source.strip().splitlines()[0]
+    return f"cell {index + 1} ({first_line})"
+
+
+def _cleaned(notebook: NotebookNode) -> NotebookNode:
+    """Take out what is not for the reader: times, paths, progress bars and the injected cell's source."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if INJECTED_TAG in cell.metadata.get("tags", ()):
+            cell.metadata["tags"] = [INJECTED_TAG, "hide-input"]
+            cell["id"] = INJECTED_TAG
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_without_progress, cell.outputs) if output is not None]
+    return notebook
+
+
+def _without_progress(output: NotebookNode) -> NotebookNode | None:
+    """Return an output without its progress bars, or None if nothing else was in it."""
+    if WIDGET_MIME in output.get("data", {}):
+        return None
+    if output.output_type == "stream" and output.name == "stderr":
+        lines = re.split(r"[\r\n]+", output.text)
+        kept = [line for line in lines if line.strip() and not PROGRESS_BAR.search(line)]
+        output.text = "\n".join(kept) + "\n" if kept else ""
+        return output if kept else None
+    return output
+
+
+# --------------------------------------------------------------------------------------------- details
+
+
+def _find(name: str, folder: Path) -> Path:
+    """Path of a notebook by its name in ``folder``."""
+    source = folder / f"{name}.ipynb"
+    if not source.is_file():
+        known = [p.stem for p in folder.glob("*.ipynb")]
+        raise UnknownNameError("notebook", name, known, f"Notebooks are the .ipynb files in {folder}")
+    return source
+
+
+def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse names that the notebook does not declare, and values of another kind than its defaults."""
+    declared = declared_parameters(source)
+    for name, value in parameters.items():
+        if name not in declared:
+            raise UnknownNameError("notebook parameter", name, declared, f"The notebook is {source}")
+        if not _same_kind(value, declared[name]):
+            raise ParameterError(
+                f"{source}: parameter {name} is {value!r}, a {type(value).__name__}, where the notebook has "
+                f"a {type(declared[name]).__name__} such as {declared[name]!r}"
+            )
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether ``value`` may stand where ``default`` stood; None may, and anything may for it."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, list | tuple):
+        return isinstance(value, list | tuple)
+    return isinstance(value, type(default))
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+    """Name and value of ``name = literal`` or ``name: type = literal``."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(name)], value=value):
+            pass
+        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
+            pass
+        case _:
+            raise ValueError(f"{ast.unparse(statement)!r} is not an assignment to one name")
+    try:
+        return name, ast.literal_eval(value)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(statement)!r} does not assign a literal") from error
+
+
+def _read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook of format 4."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        raise NotebookError(f"{path} is not a Jupyter notebook: {error}") from error
+
+
+def _write_notebook(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook, checked against the format."""
+    import nbformat
+
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+
+
+def _yaml(text: str, where: str) -> Any:
+    """Parse YAML, saying where it stood if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{where}: {text.strip()!r} is not YAML: {error}") from error
+
+
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
+    """Return ``value`` if it is a mapping."""
+    if not isinstance(value, dict):
+        raise ColaError(f"{where}: expected a mapping, found {type(value).__name__}")
+    return value
+
+
+def _plain_text(text: str) -> str:
+    """Text without terminal colours."""
+    return ANSI_ESCAPE.sub("", text)
+
+
+def _sentence(text: str) -> str:
+    """Text on one line that ends with a full stop."""
+    line = " ".join(_plain_text(text).split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."
