@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+UNTIE = 1e-6
+"""Some ten float32 roundings: enough to decide a tie, too little to move a weight."""
+
+
 class Grid(NamedTuple):
     """Scales and zero points of some rows.
 
@@ -59,6 +63,12 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     Grid
         Zero is always on it. A group of zeros gets a scale of 1.
 
+    Notes
+    -----
+    The ends of a symmetric range lie half way between two integers, and so does the zero point of a range that
+    was clipped to equal ends: rounding noise would decide, and differently on each device. :data:`UNTIE` moves
+    both off the tie.
+
     References
     ----------
     Frantar et al., "GPTQ", arXiv 2210.17323; ``quant.py`` of IST-DASLab/gptq, without its search over ranges.
@@ -66,11 +76,11 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     low, high = low.clamp(max=0), high.clamp(min=0)
     levels = 2**bits - 1
     if symmetric:
-        high = torch.maximum(-low, high)
+        high = torch.maximum(-low, high) * (1 - UNTIE)
         low = -high
     empty = high == low
     scale = torch.where(empty, 1.0, (high - low) / levels)
-    zero = torch.full_like(scale, (levels + 1) // 2) if symmetric else torch.round(-low / scale)
+    zero = torch.full_like(scale, (levels + 1) // 2) if symmetric else torch.round(-low / scale + UNTIE)
     return Grid(scale, zero, bits)
 
 

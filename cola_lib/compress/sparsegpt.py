@@ -76,7 +76,7 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
     if spec.pattern is not None and W.shape[1] % spec.pattern[1]:
         raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {W.shape[1]}")
     U, _ = stats.inverse_factor(spec.damp, layer)
-    V = W.T.contiguous()  # (d_in, d_out)
+    V = W.T.clone(memory_format=torch.contiguous_format)  # (d_in, d_out)
     V[stats.gram.diagonal() == 0] = 0
     panel = spec.pattern[1] if spec.pattern else 1
     sub_block = panel * max(1, SUB_BLOCK // panel)

@@ -1,0 +1,219 @@
+"""The methods once more, written as naively as their papers put them, in float64.
+
+Independent of the library on purpose: single rows, single columns, explicit inverses, no blocks, no
+deferred updates, nothing shared.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+
+def _exactly_lowest(scores: list[tuple[float, tuple]], k: int) -> set[tuple]:
+    return {where for _, where in sorted(scores)[:k]}
+
+
+def magnitude(W: Tensor, sparsity: float, pattern: tuple[int, int] | None = None) -> Tensor:
+    rows, columns = W.shape
+    out = W.clone()
+    if pattern:
+        for i in range(rows):
+            _prune_groups(out, i, W[i].abs(), pattern)
+        return out
+    scores = [(float(W[i, j].abs()), (i, j)) for i in range(rows) for j in range(columns)]
+    for i, j in _exactly_lowest(scores, round(len(scores) * sparsity)):
+        out[i, j] = 0
+    return out
+
+
+def _prune_groups(out: Tensor, i: int, score: Tensor, pattern: tuple[int, int]) -> None:
+    n, m = pattern
+    for start in range(0, len(score), m):
+        order = sorted(range(start, start + m), key=lambda j: float(score[j]))
+        for j in order[: m - n]:
+            out[i, j] = 0
+
+
+def wanda(W: Tensor, X: Tensor, sparsity: float, pattern: tuple[int, int] | None = None) -> Tensor:
+    out = W.clone()
+    for i in range(W.shape[0]):
+        score = torch.tensor([float(W[i, j].abs() * X[:, j].double().norm()) for j in range(W.shape[1])])
+        if pattern:
+            _prune_groups(out, i, score, pattern)
+        else:
+            for j in sorted(range(W.shape[1]), key=lambda j: float(score[j]))[: round(W.shape[1] * sparsity)]:
+                out[i, j] = 0
+    return out
+
+
+def _hessian(X: Tensor, damp: float) -> Tensor:
+    X = X.double()
+    H = 2 * X.T @ X / X.shape[0]
+    dead = H.diagonal() == 0
+    H[dead, dead] = 1
+    return H + damp * H.diagonal().mean() * torch.eye(H.shape[0], dtype=H.dtype)
+
+
+def _brain_surgery_step(W: Tensor, Hinv: Tensor, j: int, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Set column j to ``value``, move the error onto the columns after it, and drop j from the inverse Hessian.
+
+    Optimal brain surgery (arXiv 2208.11580, eq. 3) and Gaussian elimination of one variable; the inverse of
+    what remains is what the Cholesky factor's rows hold.
+    """
+    W = W.clone()
+    error = (W[:, j] - value) / Hinv[j, j]
+    W[:, j + 1 :] -= torch.outer(error, Hinv[j, j + 1 :])
+    W[:, j] = value
+    Hinv = Hinv - torch.outer(Hinv[:, j], Hinv[j]) / Hinv[j, j]
+    return W, Hinv
+
+
+def sparsegpt(
+    W: Tensor, X: Tensor, sparsity: float, pattern: tuple[int, int] | None, damp: float, block_size: int
+) -> Tensor:
+    W = W.double().clone()
+    rows, columns = W.shape
+    Hinv = torch.linalg.inv(_hessian(X, damp))
+    W[:, (X == 0).all(0)] = 0
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    # What the diagonal of the inverse will be when the sweep arrives at each column.
+    pivot, running = [], Hinv.clone()
+    for j in range(columns):
+        pivot.append(float(running[j, j]))
+        running = running - torch.outer(running[:, j], running[j]) / running[j, j]
+    for j in range(columns):
+        if pattern is None and j % block_size == 0:
+            block = range(j, min(j + block_size, columns))
+            scores = [(float(W[i, c] ** 2 / pivot[c]), (i, c)) for i in range(rows) for c in block]
+            for i, c in _exactly_lowest(scores, round(len(scores) * sparsity)):
+                mask[i, c] = True
+        if pattern is not None and j % pattern[1] == 0:
+            n, m = pattern
+            for i in range(rows):
+                order = sorted(range(j, j + m), key=lambda c, i=i: float(W[i, c] ** 2 / pivot[c]))
+                mask[i, order[: m - n]] = True
+        W, Hinv = _brain_surgery_step(W, Hinv, j, W[:, j].masked_fill(mask[:, j], 0))
+    return W
+
+
+def grid(values: list[float], bits: int, symmetric: bool) -> tuple[float, int]:
+    """Scale and zero point of some weights."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    levels = 2**bits - 1
+    if symmetric:
+        high = max(-low, high) * (1 - 1e-6)  # the ends lie half way between two integers: see the grid's notes
+        low = -high
+    if high == low:
+        return 1.0, (levels + 1) // 2 if symmetric else 0
+    scale = (high - low) / levels
+    return scale, (levels + 1) // 2 if symmetric else round(-low / scale + 1e-6)
+
+
+def quantize(value: float, scale: float, zero: int, bits: int) -> float:
+    q = min(max(round(value / scale) + zero, 0), 2**bits - 1)
+    return (q - zero) * scale
+
+
+def rtn(W: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    W = W.double()
+    out = W.clone()
+    size = W.shape[1] if group_size == -1 else group_size
+    for i, start in itertools.product(range(W.shape[0]), range(0, W.shape[1], size)):
+        values = W[i, start : start + size].tolist()
+        scale, zero = grid(values, bits, symmetric)
+        out[i, start : start + size] = torch.tensor([quantize(v, scale, zero, bits) for v in values]).double()
+    return out
+
+
+def gptq(
+    W: Tensor,
+    X: Tensor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    damp: float,
+    act_order: bool = False,
+    static_groups: bool = False,
+) -> Tensor:
+    W = W.double().clone()
+    W[:, (X == 0).all(0)] = 0
+    rows, columns = W.shape
+    size = columns if group_size == -1 else group_size
+    H = _hessian(X, damp)
+    order = list(range(columns))
+    if act_order:
+        order.sort(key=lambda j: -float(H[j, j]))
+    static = {
+        (i, g): grid(W[i, g * size : (g + 1) * size].tolist(), bits, symmetric)
+        for i in range(rows)
+        for g in range(columns // size)
+    }
+    W, Hinv = W[:, order], torch.linalg.inv(H[order][:, order])
+    grids: list[tuple[float, int]] = []
+    for j in range(columns):
+        if static_groups:
+            grids = [static[i, order[j] // size] for i in range(rows)]
+        elif j % size == 0:
+            grids = [grid(W[i, j : j + size].tolist(), bits, symmetric) for i in range(rows)]
+        value = torch.tensor([quantize(float(W[i, j]), *grids[i], bits) for i in range(rows)]).double()
+        W, Hinv = _brain_surgery_step(W, Hinv, j, value)
+    out = torch.empty_like(W)
+    out[:, order] = W
+    return out
+
+
+def awq(
+    weights: list[Tensor],
+    X: Tensor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    n_grid: int,
+    clip: bool,
+    rows: list[int] | None = None,
+    clipped: list[bool] | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Judge every candidate by running the layers, on every token."""
+    X = X.double()
+    weights = [W.double() for W in weights]
+    importance = X.abs().mean(0)
+    if rows is not None:
+        shared = {r: [c for c, other in enumerate(rows) if other == r] for r in rows}
+        importance = torch.stack([importance[shared[r]].mean() for r in rows])
+    best, least = torch.ones_like(importance), float("inf")
+    for step in range(n_grid):
+        s = (importance ** (step / n_grid)).clamp(min=1e-4)
+        s = s / (s.max() * s.min()).sqrt()
+        loss = sum(
+            float(((X / s) @ rtn(W * s, bits, group_size, symmetric).T - X @ W.T).square().sum()) for W in weights
+        )
+        if loss < least:
+            best, least = s, loss
+    out = []
+    for W, may_clip in zip(weights, clipped or [True] * len(weights), strict=True):
+        scaled = W * best
+        if clip and may_clip:
+            scaled = _clip(scaled, X / best, bits, group_size, symmetric)
+        out.append(rtn(scaled, bits, group_size, symmetric))
+    return out, best
+
+
+def _clip(W: Tensor, X: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    out = W.clone()
+    size = W.shape[1] if group_size == -1 else group_size
+    for i, start in itertools.product(range(W.shape[0]), range(0, W.shape[1], size)):
+        w, x = W[i, start : start + size], X[:, start : start + size]
+        best, least = w, float("inf")
+        for step in range(10):
+            limit = float(w.abs().max()) * (1 - step / 20)
+            candidate = w.clamp(-limit, limit)
+            scale, zero = grid(candidate.tolist(), bits, symmetric)
+            rounded = torch.tensor([quantize(v, scale, zero, bits) for v in candidate.tolist()]).double()
+            loss = float((x @ (rounded - w)).square().sum())
+            if loss < least:
+                best, least = candidate, loss
+        out[i, start : start + size] = best
+    return out
