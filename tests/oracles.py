@@ -104,11 +104,11 @@ def grid(values: list[float], bits: int, symmetric: bool) -> tuple[float, int]:
     low, high = min(0.0, *values), max(0.0, *values)
     levels = 2**bits - 1
     if symmetric:
-        high = max(-low, high) * (1 - 1e-6)  # the ends lie half way between two integers: see the grid's notes
+        high = max(-low, high)
         low = -high
     if high == low:
         return 1.0, (levels + 1) // 2 if symmetric else 0
-    scale = (high - low) / levels
+    scale = (high - low) * (1 - 1e-6) / levels  # off the tie at the ends of a range: see the grid's notes
     return scale, (levels + 1) // 2 if symmetric else round(-low / scale + 1e-6)
 
 

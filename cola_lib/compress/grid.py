@@ -65,9 +65,8 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
 
     Notes
     -----
-    The ends of a symmetric range lie half way between two integers, and so does the zero point of a range that
-    was clipped to equal ends: rounding noise would decide, and differently on each device. :data:`UNTIE` moves
-    both off the tie.
+    The ends of a range that is as wide below zero as above lie half way between two integers, and so does its
+    zero point: rounding noise would decide, and differently on each device. :data:`UNTIE` moves them off the tie.
 
     References
     ----------
@@ -76,10 +75,10 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     low, high = low.clamp(max=0), high.clamp(min=0)
     levels = 2**bits - 1
     if symmetric:
-        high = torch.maximum(-low, high) * (1 - UNTIE)
+        high = torch.maximum(-low, high)
         low = -high
     empty = high == low
-    scale = torch.where(empty, 1.0, (high - low) / levels)
+    scale = torch.where(empty, 1.0, (high - low) * ((1 - UNTIE) / levels))
     zero = torch.full_like(scale, (levels + 1) // 2) if symmetric else torch.round(-low / scale + UNTIE)
     return Grid(scale, zero, bits)
 
