@@ -1,0 +1,36 @@
+"""Named sources of text and benchmark items, split once and for all into two halves.
+
+``load_samples("math:level=5", "calibration")`` is the whole interface: see
+:func:`cola_lib.data.registry.load_samples` for the grammar of names.
+"""
+
+from cola_lib.data.external import is_external
+from cola_lib.data.overlap import EvaluationIndex, Overlap, check_no_overlap, find_overlaps
+from cola_lib.data.registry import (
+    SOURCES,
+    SourceInfo,
+    evaluation_index,
+    load_samples,
+    source_info,
+    source_names,
+)
+from cola_lib.data.sample import Sample, content_hash, normalised
+from cola_lib.data.split import Split
+
+__all__ = [
+    "SOURCES",
+    "EvaluationIndex",
+    "Overlap",
+    "Sample",
+    "SourceInfo",
+    "Split",
+    "check_no_overlap",
+    "content_hash",
+    "evaluation_index",
+    "find_overlaps",
+    "is_external",
+    "load_samples",
+    "normalised",
+    "source_info",
+    "source_names",
+]

@@ -1,0 +1,243 @@
+"""Data that the user brings: Hugging Face datasets, and local JSON lines, Parquet and text files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cola_lib.data.benchmarks import question_answer
+from cola_lib.data.sample import Sample, content_hash
+from cola_lib.errors import DataError, UnknownNameError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".parquet", ".txt")
+TEXT_COLUMNS = ("text", "content")
+OPTIONAL = ("domain", "language", "difficulty", "subject", "reasoning", "split_key")
+
+_LOCAL = re.compile(r"^(?P<path>.+?(?:\.jsonl|\.parquet|\.txt))(?::column=(?P<column>.+))?$")
+_COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice, as in train[:100]
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where a record stands, for messages, and the record."""
+
+
+def is_external(name: str) -> bool:
+    """Say whether a source name means a dataset of the hub or a local file."""
+    return name.startswith("hf:") or _LOCAL.match(name) is not None
+
+
+def load_external(name: str) -> list[Sample]:
+    """Read a dataset that the user names.
+
+    Parameters
+    ----------
+    name : str
+        ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be
+        a local folder; or a path ending in ``.jsonl``, ``.parquet`` or ``.txt``, the first two
+        with ``:column=NAME`` if the text is in another column than ``text`` or ``content``. Records with
+        ``question`` and ``answer`` are joined to a text; ``reasoning``, ``choices``, ``gold``, ``domain``,
+        ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept.
+
+    Returns
+    -------
+    list of Sample
+        In the order of the data. Repeats of a text and records without any are left out, with a
+        warning that counts them.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or holds no text; with the line where that is known.
+    UnknownNameError
+        If there is no such column.
+    """
+    if name.startswith("hf:"):
+        rows, column = _hub_rows(name)
+    else:
+        match = _LOCAL.match(name)
+        if match is None:
+            raise DataError(f"{name!r} is neither hf:NAME nor a path that ends in {', '.join(SUFFIXES)}")
+        path, column = Path(match["path"]).expanduser(), match["column"]
+        if not path.is_file():
+            raise DataError(f"no file {path}: check the path")
+        rows = _READERS[path.suffix](path)
+    return _collect(name, rows, column)
+
+
+def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]:
+    unique: dict[str, Sample] = {}
+    n_rows = n_empty = 0
+    for where, record in rows:
+        n_rows += 1
+        sample = _sample(name, where, record, column)
+        if sample is None:
+            n_empty += 1
+        else:
+            unique.setdefault(sample.id, sample)
+    if not unique:
+        raise DataError(f"source {name!r} is empty: 0 of its {n_rows:,} records have text")
+    if dropped := n_rows - len(unique):
+        log.warning(
+            "source %r: %d of %d records left out: %d without text, %d repeats",
+            name,
+            dropped,
+            n_rows,
+            n_empty,
+            dropped - n_empty,
+        )
+    return list(unique.values())
+
+
+def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None) -> Sample | None:
+    """Build a sample, or None from a record whose text is empty."""
+    question, answer = _string(record, "question", where), _string(record, "answer", where)
+    text = _text(record, column, where)
+    if not text.strip():
+        return None
+    known = {key: _string(record, key, where) for key in OPTIONAL}
+    choices = record.get("choices")
+    gold = record.get("gold")
+    own = record.get("id")
+    return Sample(
+        id=content_hash(text) if own is None else str(own),
+        text=text,
+        source=name,
+        question=question,
+        answer=answer,
+        choices=tuple(map(str, choices)) if isinstance(choices, list | tuple) else (),
+        gold=gold if isinstance(gold, int) and not isinstance(gold, bool) else None,
+        **known,
+    )
+
+
+def _text(record: Mapping[str, Any], column: str | None, where: str) -> str:
+    if column is not None:
+        if column not in record:
+            raise UnknownNameError(f"column, at {where},", column, record)
+        return _string(record, column, where) or ""
+    for candidate in TEXT_COLUMNS:
+        if candidate in record:
+            return _string(record, candidate, where) or ""
+    if "question" in record and "answer" in record:
+        question, answer = _string(record, "question", where), _string(record, "answer", where)
+        return question_answer(question or "", answer or "", _string(record, "reasoning", where))
+    raise DataError(
+        f"{where}: no column 'text' or 'content', and not both 'question' and 'answer'; name the column that holds "
+        f"the text, one of: {', '.join(map(str, record)) or '(none)'}"
+    )
+
+
+def _string(record: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = record.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{where}: {key!r} should be a text, and is a {type(value).__name__}")
+
+
+# ---------------------------------------------------------------------------------------------
+# local files
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start:,} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: a JSON object is needed, and this is a {type(record).__name__}")
+        yield where, record
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    for number, record in enumerate(table.to_pylist(), start=1):
+        yield f"{path}, row {number}", record
+
+
+def _text_rows(path: Path) -> Iterator[Row]:
+    for number, document in enumerate(re.split(r"\n[ \t]*\n\s*", _decoded(path)), start=1):
+        if document.strip():
+            yield f"{path}, document {number}", {"text": document.strip("\n")}
+
+
+_READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+
+
+# ---------------------------------------------------------------------------------------------
+# the Hugging Face hub
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None, str, str | None]:
+    """Parse ``hf:NAME[:config][:split][:column]``.
+
+    Parameters
+    ----------
+    name : str
+        An empty part means the default. The split may be a slice: ``"hf:NAME::train[:1000]"``.
+
+    Returns
+    -------
+    tuple of (str, str or None, str, str or None)
+        Dataset, configuration, split (``"train"`` by default) and column.
+
+    Raises
+    ------
+    DataError
+        If there is no NAME, or too many parts.
+    """
+    dataset, *rest = _COLON.split(name.removeprefix("hf:"))
+    if not dataset or len(rest) > 3:
+        raise DataError(f"source {name!r} is not of the form hf:NAME[:config][:split][:column]")
+    config, split, column = (*rest, *[""] * (3 - len(rest)))
+    return dataset, config or None, split or "train", column or None
+
+
+def _hub_rows(name: str) -> tuple[Iterator[Row], str | None]:
+    dataset, config, split, column = parse_hub_name(name)
+    # Imported here: it takes seconds, and only this function needs it.
+    import datasets
+
+    try:
+        table = datasets.load_dataset(dataset, config, split=split)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise DataError(
+            f"dataset {dataset!r} was not found: {_first_line(error)}. Check its name on the hub and that this "
+            "machine is online; or download it and name the folder: hf:/path/to/folder"
+        ) from error
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"dataset {dataset!r} (config {config or 'default'}, split {split}) cannot be read: {_first_line(error)}"
+        ) from error
+    if column is not None and column not in table.column_names:
+        raise UnknownNameError(f"column of {dataset!r}", column, table.column_names)
+    return ((f"{dataset}, row {i}", record) for i, record in enumerate(table)), column
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,387 @@
+"""The named sources, and how a name with filters becomes samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from cola_lib.data import benchmarks, corpora, external
+from cola_lib.data.overlap import EvaluationIndex, overlap_groups
+from cola_lib.data.sample import Sample
+from cola_lib.data.split import BENCHMARK_FRACTION, EVALUATION_ONLY, TEXT_FRACTION, Split, part
+from cola_lib.errors import DataError, UnknownNameError
+
+LEVELS = ("1", "2", "3", "4", "5")
+YES_NO = ("no", "yes")
+
+HINT = (
+    "A Hugging Face dataset is written hf:NAME[:config][:split][:column], a local file as a path that ends in "
+    ".jsonl, .parquet or .txt"
+)
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a registered source offers.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`load_samples` takes it.
+    summary : str
+        One line.
+    domain : str
+        Kind of text.
+    licence : str
+        Of the texts, as their publishers state it.
+    filters : mapping of str to tuple of str
+        Values that each filter takes; ``name:key=value``, several values with commas.
+    evaluation_fraction : float
+        Expected part of the source that is held out for evaluation.
+    """
+
+    name: str
+    summary: str
+    domain: str
+    licence: str
+    filters: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    evaluation_fraction: float = BENCHMARK_FRACTION
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Values of ``split`` that give samples."""
+        only = self.evaluation_fraction >= EVALUATION_ONLY
+        return ("evaluation", "all") if only else ("calibration", "evaluation", "all")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source with its reader, and what its filters read."""
+
+    info: SourceInfo
+    read: Callable[[], list[Sample]]
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Attribute of :class:`Sample` that each filter compares; ``rationale`` needs none."""
+    defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _corpus(
+    name: str,
+    summary: str,
+    domain: str,
+    licence: str,
+    read: Callable[[], list[Sample]],
+    *,
+    fraction: float = TEXT_FRACTION,
+) -> _Source:
+    return _Source(SourceInfo(name, summary, domain, licence, evaluation_fraction=fraction), read)
+
+
+def _benchmark(
+    name: str,
+    summary: str,
+    domain: str,
+    licence: str,
+    read: Callable[[], list[Sample]],
+    *,
+    filters: Mapping[str, tuple[str, tuple[str, ...]]] | None = None,
+    defaults: Mapping[str, str] | None = None,
+    fraction: float = BENCHMARK_FRACTION,
+) -> _Source:
+    filters = filters or {}
+    allowed = {key: values for key, (_, values) in filters.items()}
+    return _Source(
+        SourceInfo(name, summary, domain, licence, allowed, fraction),
+        read,
+        {key: attribute for key, (attribute, _) in filters.items()},
+        defaults or {},
+    )
+
+
+_RATIONALE = {"rationale": ("", YES_NO)}
+
+_PACKAGED: tuple[_Source, ...] = (
+    _corpus("c4", "web pages of the C4 crawl", "web", "ODC-By-1.0", corpora.c4),
+    _corpus("wikipedia", "English Wikipedia articles", "encyclopedia", "CC-BY-SA-4.0", corpora.wikipedia),
+    _corpus("stories", "short synthetic stories (TinyStories)", "fiction", "CDLA-Sharing-1.0", corpora.stories),
+    _corpus("technical", "articles, manuals and licences", "technical", "as exllamav3 ships it", corpora.technical),
+    _corpus("code", "source code in many programming languages", "code", "as exllamav3 ships it", corpora.code),
+    _corpus(
+        "multilingual",
+        "text in some 25 natural languages",
+        "multilingual",
+        "as exllamav3 ships it",
+        corpora.multilingual,
+        fraction=BENCHMARK_FRACTION,  # each language has little, and is calibrated on as well as scored
+    ),
+    _benchmark(
+        "gsm8k",
+        "grade-school word problems with worked solutions",
+        "math",
+        "MIT",
+        benchmarks.gsm8k,
+        filters=_RATIONALE,
+    ),
+    _benchmark(
+        "math",
+        "competition problems with worked solutions (MATH)",
+        "math",
+        "MIT",
+        benchmarks.math,
+        filters={
+            "level": ("difficulty", LEVELS),
+            "subject": ("subject", benchmarks.MATH_SUBJECTS),
+            **_RATIONALE,
+        },
+    ),
+    _benchmark(
+        "mbpp",
+        "short programming tasks, Python unless asked otherwise",
+        "code",
+        "CC-BY-4.0",
+        benchmarks.mbpp,
+        filters={"language": ("language", (*benchmarks.MBPP_LANGUAGES, "all"))},
+        defaults={"language": "python"},
+    ),
+    _benchmark(
+        "humaneval",
+        "Python function stubs with solutions",
+        "code",
+        "MIT",
+        benchmarks.humaneval,
+        fraction=EVALUATION_ONLY,
+    ),
+    _benchmark(
+        "arc",
+        "science exam questions, easy and challenge set",
+        "commonsense",
+        "CC-BY-SA-4.0",
+        benchmarks.arc,
+        filters={"set": ("subject", ("easy", "challenge"))},
+    ),
+    _benchmark("csqa", "questions on everyday concepts", "commonsense", "MIT", benchmarks.csqa),
+    _benchmark("siqa", "questions on social situations", "commonsense", "CC-BY-4.0", benchmarks.siqa),
+    _benchmark("piqa", "everyday physical goals, two solutions", "commonsense", "AFL-3.0", benchmarks.piqa),
+    _benchmark("hellaswag", "event descriptions, four endings", "commonsense", "MIT", benchmarks.hellaswag),
+    _benchmark("winogrande", "pronoun riddles, two options", "commonsense", "CC-BY-4.0", benchmarks.winogrande),
+    _benchmark("openbookqa", "elementary science questions", "commonsense", "Apache-2.0", benchmarks.openbookqa),
+    _benchmark("boolq", "yes/no questions on passages", "commonsense", "CC-BY-SA-3.0", benchmarks.boolq),
+    _benchmark(
+        "lambada",
+        "passages whose last word needs all of them",
+        "fiction",
+        "CC-BY-4.0",
+        benchmarks.lambada,
+        fraction=EVALUATION_ONLY,
+    ),
+    _benchmark(
+        "mmlu",
+        "exam questions of 57 subjects",
+        "knowledge",
+        "MIT",
+        benchmarks.mmlu,
+        filters={"subject": ("subject", benchmarks.MMLU_SUBJECTS)},
+    ),
+)
+
+_SOURCES: dict[str, _Source] = {source.info.name: source for source in _PACKAGED}
+
+COMMONSENSE = SourceInfo(
+    "commonsense",
+    f"the same number from each of {', '.join(benchmarks.COMMONSENSE)}",
+    "commonsense",
+    "those of its members",
+)
+"""A union: its samples carry the name of the set that they come from."""
+
+SOURCES: Mapping[str, SourceInfo] = MappingProxyType(
+    {name: source.info for name, source in _SOURCES.items()} | {"commonsense": COMMONSENSE}
+)
+"""All named sources."""
+
+
+def source_names() -> list[str]:
+    """List the named sources."""
+    return list(SOURCES)
+
+
+def source_info(name: str) -> SourceInfo:
+    """Describe a named source.
+
+    Parameters
+    ----------
+    name : str
+        With or without filters.
+
+    Raises
+    ------
+    UnknownNameError
+        If no source has that name.
+    """
+    head = name.split(":", 1)[0]
+    if head not in SOURCES:
+        raise UnknownNameError("source", head, SOURCES, HINT)
+    return SOURCES[head]
+
+
+def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
+    """Read the samples of a source on one side of the split.
+
+    Parameters
+    ----------
+    name : str
+        A named source, with filters after colons and several values after commas: ``"math"``,
+        ``"math:level=4,5:subject=algebra"``, ``"gsm8k:rationale=no"``, ``"mbpp:language=rust"``. Or a
+        Hugging Face dataset ``"hf:NAME[:config][:split][:column]"``, or a local file
+        ``"notes.jsonl"``, ``"notes.jsonl:column=body"``, ``.parquet`` or ``.txt``.
+    split : {"calibration", "evaluation", "all"}
+        No calibration item is ever an evaluation item, under any name, filter or format. What the
+        user brings is all calibration.
+
+    Returns
+    -------
+    list of Sample
+        In the order of the source, without repeats.
+
+    Raises
+    ------
+    UnknownNameError
+        If the source, a filter or a value is unknown, with the nearest names.
+    DataError
+        If nothing is left, or the source has no such half.
+    AssetError
+        If the packaged data are missing or damaged.
+    """
+    if split not in ("calibration", "evaluation", "all"):
+        raise UnknownNameError("split", str(split), ("calibration", "evaluation", "all"))
+    if external.is_external(name):
+        if split == "evaluation":
+            raise DataError(
+                f"source {name!r} has no evaluation half: what you bring is all for calibration. Evaluate on a "
+                f"named source: {', '.join(SOURCES)}"
+            )
+        return external.load_external(name)
+    info = source_info(name)
+    filters = parse_filters(name, info)
+    if split not in info.splits:
+        others = [other.name for other in SOURCES.values() if split in other.splits and other.domain == info.domain]
+        raise DataError(
+            f"source {info.name!r} is for evaluation only, so there is nothing to calibrate on. Take another of "
+            f"domain {info.domain}: {', '.join(others)}"
+        )
+    if info.name == "commonsense":
+        return benchmarks.interleaved(_half(member, split) for member in benchmarks.COMMONSENSE)
+    source = _SOURCES[info.name]
+    half = _half(info.name, split)
+    kept = _filtered(half, source, dict(source.defaults) | filters)
+    if not kept:
+        raise DataError(f"source {name!r} has 0 samples: its filters leave none of {len(half):,}. Drop one of them")
+    return kept
+
+
+def parse_filters(name: str, info: SourceInfo) -> dict[str, str]:
+    """Parse and check the ``key=value`` parts of a source name.
+
+    Parameters
+    ----------
+    name : str
+        The whole name.
+    info : SourceInfo
+        What the source offers.
+
+    Returns
+    -------
+    dict of str to str
+        Values still joined by commas.
+
+    Raises
+    ------
+    UnknownNameError
+        If a key or a value is unknown.
+    DataError
+        If a part is not ``key=value``, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for part_ in name.split(":")[1:]:
+        key, equals, value = part_.partition("=")
+        if not equals:
+            raise DataError(f"source {name!r}: {part_!r} is not of the form key=value")
+        if key not in info.filters:
+            hint = "" if info.filters else "This source takes no filters"
+            raise UnknownNameError(f"filter of source {info.name!r}", key, info.filters, hint)
+        if key in found:
+            raise DataError(f"source {name!r}: filter {key!r} comes twice; join its values with a comma")
+        for one in value.split(","):
+            if one not in info.filters[key]:
+                raise UnknownNameError(f"{key} of source {info.name!r}", one, info.filters[key])
+        found[key] = value
+    return found
+
+
+def _filtered(samples: Sequence[Sample], source: _Source, filters: Mapping[str, str]) -> list[Sample]:
+    kept = list(samples)
+    for key, value in filters.items():
+        wanted = set(value.split(","))
+        if key == "rationale":
+            kept = kept if "yes" in wanted else [_without_rationale(sample) for sample in kept]
+        elif "all" not in wanted:
+            kept = [sample for sample in kept if getattr(sample, source.fields[key]) in wanted]
+    return kept
+
+
+def _without_rationale(sample: Sample) -> Sample:
+    text = benchmarks.question_answer(sample.question or "", sample.answer or "")
+    return replace(sample, text=text, reasoning=None)
+
+
+@functools.cache
+def _read(name: str) -> tuple[Sample, ...]:
+    """Read a whole packaged source, repeats dropped; read once per process."""
+    unique: dict[str, Sample] = {}
+    for sample in _SOURCES[name].read():
+        unique.setdefault(sample.id, sample)
+    return tuple(unique.values())
+
+
+@functools.cache
+def _half(name: str, split: Split) -> list[Sample]:
+    return part(_read(name), split, SOURCES[name].evaluation_fraction)
+
+
+@functools.cache
+def evaluation_index() -> EvaluationIndex:
+    """Index the evaluation items of every packaged source, Python only for MBPP; takes seconds, once.
+
+    Returns
+    -------
+    EvaluationIndex
+        What a set that the user brings is compared with.
+    """
+    return EvaluationIndex([sample for name in _SOURCES for sample in load_samples(name, "evaluation")])
+
+
+def overlap_report() -> str:
+    """Compute which split keys of all packaged sources share text.
+
+    Returns
+    -------
+    str
+        Contents of ``overlap_groups.txt``, which the split reads. The packages are pinned, so it
+        changes only with them or with the readers; a test compares the two.
+    """
+    samples = [sample for name in _SOURCES for sample in _read(name)]
+    fraction: dict[str, float] = {}
+    for sample in samples:
+        key = sample.split_key
+        fraction[key] = max(fraction.get(key, 0.0), SOURCES[sample.source].evaluation_fraction)
+    groups = overlap_groups(samples)
+    lines = [f"{max(fraction[key] for key in group)} {' '.join(group)}" for group in groups]
+    return "\n".join(["# evaluation fraction, then split keys that share 13 words in a row", *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(overlap_report())
