@@ -1,0 +1,21 @@
+"""From a pool of samples to a calibration set: token ids with mask, provenance and fingerprint."""
+
+from cola_lib.curation.calibration_set import (
+    CalibrationSet,
+    build_calibration_set,
+    calibration_set,
+    interleave,
+    random_tokens_set,
+)
+from cola_lib.curation.tokenization import LAYOUTS, Layout, draw_samples
+
+__all__ = [
+    "LAYOUTS",
+    "CalibrationSet",
+    "Layout",
+    "build_calibration_set",
+    "calibration_set",
+    "draw_samples",
+    "interleave",
+    "random_tokens_set",
+]

@@ -1,0 +1,472 @@
+"""The calibration set: what a model is calibrated on, and where it came from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cola_lib.curation.tokenization import Layout, Row, draw_samples, generator, lay_out
+from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_external, load_samples
+from cola_lib.errors import DataError, OutputError, SpecError
+from cola_lib.fingerprint import fingerprint_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_TENSORS = "tokens.safetensors"
+_FACTS = "calibration_set.json"
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Rectangular token ids with a mask, and the samples behind each row.
+
+    Parameters
+    ----------
+    input_ids : Tensor of shape (n_samples, seq_len) and dtype int64
+        Token ids. What stands at masked positions has no meaning.
+    attention_mask : Tensor of shape (n_samples, seq_len) and dtype bool
+        True at real tokens; padding is on the right.
+    sample_ids : tuple of tuple of str
+        For each row, the ids of the samples in it.
+    sources : tuple of str
+        For each row, where its samples come from; several are joined by ``+``.
+    name : str
+        For people: it does not enter the fingerprint.
+    seed : int
+        That it was drawn with.
+    layout : {"pack", "truncate", "pad", "random"}
+        How the rows were made.
+    draw, n_draws : int
+        Which of several disjoint draws it is.
+
+    Raises
+    ------
+    DataError
+        If shapes disagree, a row is empty, or padding is not on the right.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    sample_ids: tuple[tuple[str, ...], ...]
+    sources: tuple[str, ...]
+    name: str
+    seed: int
+    layout: str
+    draw: int = 0
+    n_draws: int = 1
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.input_ids.shape)
+        if len(shape) != 2 or 0 in shape or shape != tuple(self.attention_mask.shape):
+            raise DataError(
+                f"calibration set {self.name!r}: input_ids {shape} and attention_mask "
+                f"{tuple(self.attention_mask.shape)} must be one shape (n_samples, seq_len)"
+            )
+        if self.input_ids.dtype != torch.int64 or self.attention_mask.dtype != torch.bool:
+            raise DataError(
+                f"calibration set {self.name!r}: input_ids must be int64 and attention_mask bool, and are "
+                f"{self.input_ids.dtype} and {self.attention_mask.dtype}"
+            )
+        if not len(self.sample_ids) == len(self.sources) == shape[0]:
+            raise DataError(
+                f"calibration set {self.name!r}: {shape[0]} rows have {len(self.sample_ids)} lists of samples "
+                f"and {len(self.sources)} sources"
+            )
+        if not self.attention_mask[:, 0].all():
+            row = int((~self.attention_mask[:, 0]).nonzero()[0])
+            raise DataError(f"calibration set {self.name!r}: row {row} does not start with a token")
+        if (self.attention_mask[:, 1:] & ~self.attention_mask[:, :-1]).any():
+            raise DataError(f"calibration set {self.name!r}: padding must be on the right only")
+
+    @property
+    def n_samples(self) -> int:
+        """Rows."""
+        return self.input_ids.shape[0]
+
+    @property
+    def seq_len(self) -> int:
+        """Positions in a row."""
+        return self.input_ids.shape[1]
+
+    @functools.cached_property
+    def n_tokens(self) -> int:
+        """Effective tokens: positions that are not padding."""
+        return int(self.attention_mask.sum())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the tokens at unmasked positions and of the mask: what a model can see."""
+        visible = self.input_ids.masked_fill(~self.attention_mask, 0)
+        return fingerprint_tensors([("input_ids", visible), ("attention_mask", self.attention_mask)])
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.n_samples
+
+    def rows(self, start: int, stop: int) -> CalibrationSet:
+        """Take some of the rows, for example to add statistics up chunk by chunk.
+
+        Parameters
+        ----------
+        start, stop : int
+            As in a slice.
+        """
+        at = slice(start, stop)
+        return replace(
+            self,
+            input_ids=self.input_ids[at],
+            attention_mask=self.attention_mask[at],
+            sample_ids=self.sample_ids[at],
+            sources=self.sources[at],
+        )
+
+    def summary(self) -> str:
+        """Say in one line what the set holds."""
+        counts = {source: self.sources.count(source) for source in dict.fromkeys(self.sources)}
+        mix = ", ".join(f"{count} {source}" for source, count in counts.items())
+        return (
+            f"{self.name}: {self.n_samples:,} rows of {self.seq_len:,} ({self.layout}; {mix}), "
+            f"{self.n_tokens:,} effective tokens"
+        )
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the set to a folder, whole or not at all.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Gets ``tokens.safetensors`` and ``calibration_set.json``.
+        overwrite : bool
+            Replace what is there.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        OutputError
+            If the folder exists and ``overwrite`` is off, or it cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and not overwrite:
+            raise OutputError(f"{folder} exists: choose another folder, or overwrite it")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                self._write(partial)
+                _swap(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"cannot write {folder}: {error}") from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
+        text = json.dumps(facts | {"fingerprint": self.fingerprint}, indent=1, ensure_ascii=False)
+        (folder / _FACTS).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CalibrationSet:
+        """Read a set that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+            The folder.
+
+        Raises
+        ------
+        DataError
+            If it is not there, cannot be read, or was altered since.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _TENSORS)
+            stored = facts.pop("fingerprint")
+            facts["sample_ids"] = tuple(map(tuple, facts["sample_ids"]))
+            facts["sources"] = tuple(facts["sources"])
+            found = cls(**tensors, **facts)
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} holds no calibration set: {error.filename} is missing") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise DataError(f"the calibration set in {folder} cannot be read: {error}") from error
+        if found.fingerprint != stored:
+            raise DataError(
+                f"the calibration set in {folder} was altered: its tokens have fingerprint {found.fingerprint}, and "
+                f"{_FACTS} says {stored}. Make it again"
+            )
+        return found
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder``; what was there goes into ``new``'s place, to be removed."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    old = new.with_name(f"{new.name}.old")
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def build_calibration_set(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    seed: int = 0,
+    layout: Layout = "pack",
+    draw: int = 0,
+    n_draws: int = 1,
+    name: str | None = None,
+) -> CalibrationSet:
+    """Draw, tokenize and lay out samples.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The pool. Its order does not matter.
+    tokenizer : PreTrainedTokenizerBase
+        Of the model to be calibrated. It needs no pad token.
+    n_samples : int
+        Rows of the set; a row of layout ``"pack"`` holds parts of several samples.
+    seq_len : int
+        Tokens in a row.
+    seed : int
+        Of everything random. The same arguments give the same bytes.
+    layout : {"pack", "truncate", "pad"}
+        See :mod:`cola_lib.curation.tokenization`.
+    draw, n_draws : int
+        Draw number ``draw`` of ``n_draws`` disjoint ones.
+    name : str, optional
+        Default: the sources of the samples.
+
+    Returns
+    -------
+    CalibrationSet
+        Its first rows are those of a smaller set with otherwise the same arguments.
+
+    Raises
+    ------
+    DataError
+        If the samples do not suffice, with what there is and what was asked for. Nothing is
+        ever repeated to fill up.
+    SpecError
+        If a number is out of range.
+    """
+    if name is None:
+        name = "+".join(dict.fromkeys(sample.source for sample in samples)) or "(no samples)"
+    drawn = draw_samples(samples, seed=seed, draw=draw, n_draws=n_draws)
+    rng = generator("window", seed, draw)
+    try:
+        rows = lay_out(layout, drawn, tokenizer, n_samples=n_samples, seq_len=seq_len, rng=rng)
+    except DataError as error:
+        of = f", draw {draw} of {n_draws}" if n_draws > 1 else ""
+        raise DataError(f"{name}{of}: {error}") from error
+    input_ids, mask = _tensors(rows, seq_len, tokenizer)
+    return CalibrationSet(
+        input_ids,
+        mask,
+        sample_ids=tuple(row.sample_ids for row in rows),
+        sources=tuple("+".join(row.sources) for row in rows),
+        name=name,
+        seed=seed,
+        layout=layout,
+        draw=draw,
+        n_draws=n_draws,
+    )
+
+
+def _tensors(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Pad rows on the right. Padding is masked, so any id that the embedding has will do."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    filler = next(token for token in candidates if token is not None)
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    mask = torch.arange(seq_len) < lengths[:, None]  # (n_samples, seq_len)
+    input_ids = torch.tensor([row.ids + [filler] * (seq_len - len(row.ids)) for row in rows], dtype=torch.int64)
+    return input_ids, mask
+
+
+def calibration_set(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    seed: int = 0,
+    layout: Layout = "pack",
+    draw: int = 0,
+    n_draws: int = 1,
+    overlap: Literal["raise", "drop", "allow"] = "raise",
+) -> CalibrationSet:
+    """Load sources by name and mix them evenly into one calibration set.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Names for :func:`cola_lib.data.load_samples`. Each gets the same number of rows; what does
+        not divide goes to the first ones. Rows of the sources alternate.
+    tokenizer, n_samples, seq_len, seed, layout, draw, n_draws
+        As in :func:`build_calibration_set`.
+    overlap : {"raise", "drop", "allow"}
+        What to do with samples of a dataset of your own that share 13 words in a row with an
+        evaluation item: refuse the set, leave them out with a warning, or keep them with a warning.
+
+    Returns
+    -------
+    CalibrationSet
+        Its ``sources`` are the names given here.
+
+    Raises
+    ------
+    DataError
+        If a source does not suffice, or repeats evaluation items.
+    SpecError
+        If there is no source, one comes twice, or there are fewer rows than sources.
+    """
+    if not sources or len(set(sources)) < len(sources):
+        raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
+    if n_samples < len(sources):
+        raise SpecError(f"n_samples is {n_samples}, fewer than the {len(sources)} sources: each needs a row")
+    each, rest = divmod(n_samples, len(sources))
+    parts = []
+    for i, source in enumerate(sources):
+        part = build_calibration_set(
+            _pool(source, overlap),
+            tokenizer,
+            n_samples=each + (i < rest),
+            seq_len=seq_len,
+            seed=seed,
+            layout=layout,
+            draw=draw,
+            n_draws=n_draws,
+            name=source,
+        )
+        parts.append(replace(part, sources=(source,) * part.n_samples))
+    return interleave(parts)
+
+
+def _pool(source: str, overlap: Literal["raise", "drop", "allow"]) -> list[Sample]:
+    samples = load_samples(source, "calibration")
+    if not is_external(source):
+        return samples  # packaged halves are disjoint already
+    if overlap == "raise":
+        check_no_overlap(samples, evaluation_index(), what=f"source {source!r}")
+        return samples
+    found = {pair.calibration_id for pair in evaluation_index().find(samples)}
+    if not found:
+        return samples
+    done = "left out" if overlap == "drop" else "kept, as asked: scores on those items are flattered"
+    log.warning("source %r: %d of %d samples repeat evaluation items: %s", source, len(found), len(samples), done)
+    return [s for s in samples if s.id not in found] if overlap == "drop" else samples
+
+
+def interleave(parts: Sequence[CalibrationSet], *, name: str | None = None) -> CalibrationSet:
+    """Mix calibration sets row by row, so that any first rows hold about the whole's proportions.
+
+    Parameters
+    ----------
+    parts : sequence of CalibrationSet
+        Sets of one ``seq_len``.
+    name : str, optional
+        Default: the parts' names, joined by ``+``.
+
+    Returns
+    -------
+    CalibrationSet
+        All rows; seed, layout and draw are the first part's.
+
+    Raises
+    ------
+    SpecError
+        If there are no parts, or they differ in ``seq_len``.
+    """
+    lengths = {part.seq_len for part in parts}
+    if len(lengths) != 1:
+        raise SpecError(f"sets of one seq_len can be mixed, and these have: {sorted(lengths) or 'no rows'}")
+    if len(parts) == 1:
+        return replace(parts[0], name=name or parts[0].name)
+    # Row i of n stands at (i + 1/2) / n of the mixture.
+    order = sorted(
+        ((2 * i + 1) / (2 * part.n_samples), p, i) for p, part in enumerate(parts) for i in range(part.n_samples)
+    )
+    places = [(parts[p], i) for _, p, i in order]
+    return replace(
+        parts[0],
+        input_ids=torch.stack([part.input_ids[i] for part, i in places]),
+        attention_mask=torch.stack([part.attention_mask[i] for part, i in places]),
+        sample_ids=tuple(part.sample_ids[i] for part, i in places),
+        sources=tuple(part.sources[i] for part, i in places),
+        name=name or "+".join(part.name for part in parts),
+    )
+
+
+def random_tokens_set(
+    tokenizer: PreTrainedTokenizerBase, n_samples: int, seq_len: int, seed: int = 0
+) -> CalibrationSet:
+    """Draw tokens uniformly from the vocabulary: a control that holds no language at all.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Its special tokens are left out.
+    n_samples : int
+        Rows.
+    seq_len : int
+        Tokens in a row.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    CalibrationSet
+        Of layout ``"random"``, without padding.
+
+    Raises
+    ------
+    SpecError
+        If ``n_samples`` or ``seq_len`` is below 1.
+    """
+    if n_samples < 1 or seq_len < 1:
+        raise SpecError(f"n_samples and seq_len must be at least 1, and are {n_samples} and {seq_len}")
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | set(tokenizer.all_special_ids)
+    plain = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - special))
+    picks = torch.randint(len(plain), (n_samples, seq_len), generator=generator("random tokens", seed))
+    return CalibrationSet(
+        plain[picks],
+        torch.ones(n_samples, seq_len, dtype=torch.bool),
+        sample_ids=((),) * n_samples,
+        sources=("random",) * n_samples,
+        name="random",
+        seed=seed,
+        layout="random",
+    )

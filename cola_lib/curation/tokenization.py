@@ -1,0 +1,253 @@
+"""From samples to rows of tokens: which samples a draw takes, and three ways to lay them out.
+
+``pack``
+    Documents in a row, the end-of-sequence token after each, cut into rows of exactly ``seq_len``.
+    Every position holds a real token.
+``truncate``
+    One document a row: a window of ``seq_len`` tokens at a random place in a document that has at
+    least as many. This is what the code of GPTQ (IST-DASLab/gptq, ``datautils.py``, ``get_c4``),
+    SparseGPT and Wanda does for C4.
+``pad``
+    One document a row, cut after ``seq_len`` tokens or padded on the right.
+
+All three go through the samples in an order that depends on the seed alone, so the rows of a smaller
+set are the first rows of a larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from cola_lib.data import Sample
+from cola_lib.errors import DataError, SpecError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Layout = Literal["pack", "truncate", "pad"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+_BATCH = 32
+"""Samples tokenized at a time: enough to be fast, few enough that little is done in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a calibration set.
+
+    Parameters
+    ----------
+    ids : list of int
+        At most ``seq_len`` token ids, without padding.
+    sample_ids : tuple of str
+        Samples that tokens come from, in order.
+    sources : tuple of str
+        Their sources, each once, in order.
+    """
+
+    ids: list[int]
+    sample_ids: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """Make a random generator from a seed and what it is for, independent of any other use."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws: int = 1) -> list[Sample]:
+    """Take one of several disjoint draws from a pool, in random order.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The pool; its order does not matter.
+    seed : int
+        Of the order. Draws are disjoint if they share it and ``n_draws``.
+    draw : int
+        Which draw, from 0.
+    n_draws : int
+        Into how many the pool is divided.
+
+    Returns
+    -------
+    list of Sample
+        About ``len(samples) / n_draws`` of them.
+
+    Raises
+    ------
+    SpecError
+        If ``draw`` is not one of ``n_draws``.
+    """
+    if not 0 <= draw < n_draws:
+        raise SpecError(f"draw {draw} is not one of 0 to {n_draws - 1}: n_draws is {n_draws}")
+    pool = sorted(samples, key=lambda sample: sample.id)
+    order = torch.randperm(len(pool), generator=generator("draw", seed)).tolist()
+    return [pool[i] for i in order[draw::n_draws]]
+
+
+def tokenize(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Sample, list[int]]]:
+    """Tokenize samples a few at a time, as far as they are asked for.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Their ``text`` is used.
+    tokenizer : PreTrainedTokenizerBase
+        Called with its own defaults: a beginning-of-sequence token is there if it adds one itself.
+
+    Yields
+    ------
+    sample : Sample
+        As given.
+    ids : list of int
+        Its token ids, at least one.
+
+    Raises
+    ------
+    DataError
+        If a text has no tokens.
+    """
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[start : start + _BATCH]
+        # verbose=False: a document longer than the model's context is cut later, so no warning.
+        encoded = tokenizer([sample.text for sample in batch], return_attention_mask=False, verbose=False)
+        for sample, ids in zip(batch, encoded["input_ids"], strict=True):
+            if not ids:
+                raise DataError(f"source {sample.source!r}: sample {sample.id} has no tokens; remove it")
+            yield sample, list(ids)
+
+
+def pack(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    rng: torch.Generator,
+) -> list[Row]:
+    """Lay documents end to end and cut rows of ``seq_len`` tokens; see the module for the rest."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise SpecError(
+            "layout 'pack' puts the end-of-sequence token between documents, and this tokenizer has none: set "
+            "tokenizer.eos_token, or take layout 'truncate' or 'pad'"
+        )
+    ids: list[int] = []
+    owners: list[int] = []
+    used: list[Sample] = []
+    for sample, tokens in tokenize(samples, tokenizer):
+        if len(ids) >= n_samples * seq_len:
+            break
+        tokens = tokens if tokens[-1] == eos else [*tokens, eos]
+        ids += tokens
+        owners += [len(used)] * len(tokens)
+        used.append(sample)
+    if len(ids) < n_samples * seq_len:
+        raise DataError(
+            f"{len(used):,} samples have {len(ids):,} tokens, and {n_samples:,} rows of {seq_len:,} need "
+            f"{n_samples * seq_len:,}: ask for at most {len(ids) // seq_len:,} rows, for shorter ones, or add a source"
+        )
+    cuts = range(0, n_samples * seq_len, seq_len)
+    return [_row(ids[i : i + seq_len], [used[o] for o in owners[i : i + seq_len]]) for i in cuts]
+
+
+def truncate(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    rng: torch.Generator,
+) -> list[Row]:
+    """Cut one window of ``seq_len`` tokens out of each long enough document."""
+    rows: list[Row] = []
+    longest = n_seen = 0
+    for sample, tokens in tokenize(samples, tokenizer):
+        if len(rows) == n_samples:
+            break
+        n_seen += 1
+        longest = max(longest, len(tokens))
+        if len(tokens) >= seq_len:
+            start = int(torch.randint(len(tokens) - seq_len + 1, (1,), generator=rng))
+            rows.append(_row(tokens[start : start + seq_len], [sample]))
+    if len(rows) < n_samples:
+        raise DataError(
+            f"{len(rows):,} of {n_seen:,} samples have the {seq_len:,} tokens of seq_len, and {n_samples:,} were asked "
+            f"for; the longest has {longest:,}. Ask for fewer or shorter rows, or take layout 'pack'"
+        )
+    return rows
+
+
+def pad(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    rng: torch.Generator,
+) -> list[Row]:
+    """Put the first ``seq_len`` tokens of each document into a row of its own."""
+    if len(samples) < n_samples:
+        raise DataError(f"{len(samples):,} samples are there, and {n_samples:,} were asked for: ask for fewer")
+    return [_row(tokens[:seq_len], [sample]) for sample, tokens in tokenize(samples[:n_samples], tokenizer)]
+
+
+def _row(ids: list[int], owners: Sequence[Sample]) -> Row:
+    return Row(ids, tuple(dict.fromkeys(s.id for s in owners)), tuple(dict.fromkeys(s.source for s in owners)))
+
+
+_LAYOUTS: dict[str, Callable[..., list[Row]]] = {"pack": pack, "truncate": truncate, "pad": pad}
+
+
+def lay_out(
+    layout: Layout,
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_samples: int,
+    seq_len: int,
+    rng: torch.Generator,
+) -> list[Row]:
+    """Turn samples into rows.
+
+    Parameters
+    ----------
+    layout : {"pack", "truncate", "pad"}
+        See the module.
+    samples : sequence of Sample
+        In the order in which to use them; no more are tokenized than needed.
+    tokenizer : PreTrainedTokenizerBase
+        Of the model that the rows are for.
+    n_samples : int
+        Rows wanted.
+    seq_len : int
+        Tokens in a row.
+    rng : torch.Generator
+        Draws where the windows of ``"truncate"`` start.
+
+    Returns
+    -------
+    list of Row
+        ``n_samples`` of them.
+
+    Raises
+    ------
+    DataError
+        If the samples do not suffice, with what there is and what was asked for.
+    SpecError
+        If ``n_samples`` or ``seq_len`` is below 1.
+    UnknownNameError
+        If there is no such layout.
+    """
+    if layout not in _LAYOUTS:
+        raise UnknownNameError("layout", layout, LAYOUTS)
+    if n_samples < 1 or seq_len < 1:
+        raise SpecError(f"n_samples and seq_len must be at least 1, and are {n_samples} and {seq_len}")
+    return _LAYOUTS[layout](samples, tokenizer, n_samples=n_samples, seq_len=seq_len, rng=rng)
