@@ -246,6 +246,7 @@ def build_calibration_set(
     layout: Layout = "pack",
     draw: int = 0,
     n_draws: int = 1,
+    segment_len: int | None = None,
     name: str | None = None,
 ) -> CalibrationSet:
     """Draw, tokenize and lay out samples.
@@ -266,6 +267,9 @@ def build_calibration_set(
         See :mod:`cola_lib.curation.tokenization`.
     draw, n_draws : int
         Draw number ``draw`` of ``n_draws`` disjoint ones.
+    segment_len : int, optional
+        For layout ``"pack"``: most tokens that a document gives before the next one does. Default:
+        ``seq_len``. Give it to compare row lengths on the same stream of tokens.
     name : str, optional
         Default: the sources of the samples.
 
@@ -287,7 +291,15 @@ def build_calibration_set(
     drawn = draw_samples(samples, seed=seed, draw=draw, n_draws=n_draws)
     rng = generator("window", seed, draw)
     try:
-        rows = lay_out(layout, drawn, tokenizer, n_samples=n_samples, seq_len=seq_len, rng=rng)
+        rows = lay_out(
+            layout,
+            drawn,
+            tokenizer,
+            n_samples=n_samples,
+            seq_len=seq_len,
+            rng=rng,
+            segment_len=segment_len,
+        )
     except DataError as error:
         of = f", draw {draw} of {n_draws}" if n_draws > 1 else ""
         raise DataError(f"{name}{of}: {error}") from error
@@ -325,6 +337,7 @@ def calibration_set(
     layout: Layout = "pack",
     draw: int = 0,
     n_draws: int = 1,
+    segment_len: int | None = None,
     overlap: Literal["raise", "drop", "allow"] = "raise",
 ) -> CalibrationSet:
     """Load sources by name and mix them evenly into one calibration set.
@@ -334,7 +347,7 @@ def calibration_set(
     sources : sequence of str
         Names for :func:`cola_lib.data.load_samples`. Each gets the same number of rows; what does
         not divide goes to the first ones. Rows of the sources alternate.
-    tokenizer, n_samples, seq_len, seed, layout, draw, n_draws
+    tokenizer, n_samples, seq_len, seed, layout, draw, n_draws, segment_len
         As in :func:`build_calibration_set`.
     overlap : {"raise", "drop", "allow"}
         What to do with samples of a dataset of your own that share 13 words in a row with an
@@ -368,6 +381,7 @@ def calibration_set(
             layout=layout,
             draw=draw,
             n_draws=n_draws,
+            segment_len=segment_len,
             name=source,
         )
         parts.append(replace(part, sources=(source,) * part.n_samples))

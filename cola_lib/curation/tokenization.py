@@ -1,8 +1,10 @@
 """From samples to rows of tokens: which samples a draw takes, and three ways to lay them out.
 
 ``pack``
-    Documents in a row, the end-of-sequence token after each, cut into rows of exactly ``seq_len``.
-    Every position holds a real token.
+    Documents end to end, cut into rows of exactly ``seq_len``: every position holds a real token. So
+    that one long article does not fill a small set, a document gives one segment of ``segment_len``
+    tokens (by default ``seq_len``), then the next document does, and only when all have given one
+    do they give their second. The end-of-sequence token closes each segment.
 ``truncate``
     One document a row: a window of ``seq_len`` tokens at a random place in a document that has at
     least as many. This is what the code of GPTQ (IST-DASLab/gptq, ``datautils.py``, ``get_c4``),
@@ -17,7 +19,7 @@ set are the first rows of a larger one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -124,38 +126,71 @@ def tokenize(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> I
             yield sample, list(ids)
 
 
+def segments(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, *, segment_len: int
+) -> Iterator[tuple[Sample, list[int]]]:
+    """Yield the first segment of every document, then the second of those that have one, and so on.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        In the order in which to go through them.
+    tokenizer : PreTrainedTokenizerBase
+        With an end-of-sequence token.
+    segment_len : int
+        Longest segment, with the end-of-sequence token that closes it.
+
+    Yields
+    ------
+    sample : Sample
+        Where the segment is from.
+    ids : list of int
+        At most ``segment_len`` token ids.
+    """
+    eos = tokenizer.eos_token_id
+    body = max(segment_len - 1, 1)
+    current: Iterable[tuple[Sample, list[int]]] = tokenize(samples, tokenizer)
+    while True:
+        longer = []
+        for sample, ids in current:
+            segment, rest = ids[:body], ids[body:]
+            yield sample, segment if segment[-1] == eos else [*segment, eos]
+            if rest and rest != [eos]:
+                longer.append((sample, rest))
+        if not longer:
+            return
+        current = longer
+
+
 def pack(
     samples: Sequence[Sample],
     tokenizer: PreTrainedTokenizerBase,
     *,
     n_samples: int,
     seq_len: int,
+    segment_len: int,
     rng: torch.Generator,
 ) -> list[Row]:
-    """Lay documents end to end and cut rows of ``seq_len`` tokens; see the module for the rest."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    """Lay segments of documents end to end and cut rows of ``seq_len`` tokens."""
+    if tokenizer.eos_token_id is None:
         raise SpecError(
             "layout 'pack' puts the end-of-sequence token between documents, and this tokenizer has none: set "
             "tokenizer.eos_token, or take layout 'truncate' or 'pad'"
         )
     ids: list[int] = []
-    owners: list[int] = []
-    used: list[Sample] = []
-    for sample, tokens in tokenize(samples, tokenizer):
+    owners: list[Sample] = []
+    for sample, segment in segments(samples, tokenizer, segment_len=segment_len):
+        ids += segment
+        owners += [sample] * len(segment)
         if len(ids) >= n_samples * seq_len:
             break
-        tokens = tokens if tokens[-1] == eos else [*tokens, eos]
-        ids += tokens
-        owners += [len(used)] * len(tokens)
-        used.append(sample)
-    if len(ids) < n_samples * seq_len:
+    else:
         raise DataError(
-            f"{len(used):,} samples have {len(ids):,} tokens, and {n_samples:,} rows of {seq_len:,} need "
+            f"{len(samples):,} samples have {len(ids):,} tokens, and {n_samples:,} rows of {seq_len:,} need "
             f"{n_samples * seq_len:,}: ask for at most {len(ids) // seq_len:,} rows, for shorter ones, or add a source"
         )
     cuts = range(0, n_samples * seq_len, seq_len)
-    return [_row(ids[i : i + seq_len], [used[o] for o in owners[i : i + seq_len]]) for i in cuts]
+    return [_row(ids[i : i + seq_len], owners[i : i + seq_len]) for i in cuts]
 
 
 def truncate(
@@ -164,6 +199,7 @@ def truncate(
     *,
     n_samples: int,
     seq_len: int,
+    segment_len: int,
     rng: torch.Generator,
 ) -> list[Row]:
     """Cut one window of ``seq_len`` tokens out of each long enough document."""
@@ -191,6 +227,7 @@ def pad(
     *,
     n_samples: int,
     seq_len: int,
+    segment_len: int,
     rng: torch.Generator,
 ) -> list[Row]:
     """Put the first ``seq_len`` tokens of each document into a row of its own."""
@@ -214,6 +251,7 @@ def lay_out(
     n_samples: int,
     seq_len: int,
     rng: torch.Generator,
+    segment_len: int | None = None,
 ) -> list[Row]:
     """Turn samples into rows.
 
@@ -231,6 +269,8 @@ def lay_out(
         Tokens in a row.
     rng : torch.Generator
         Draws where the windows of ``"truncate"`` start.
+    segment_len : int, optional
+        For ``"pack"``: most tokens that a document gives at a time. Default: ``seq_len``.
 
     Returns
     -------
@@ -250,4 +290,7 @@ def lay_out(
         raise UnknownNameError("layout", layout, LAYOUTS)
     if n_samples < 1 or seq_len < 1:
         raise SpecError(f"n_samples and seq_len must be at least 1, and are {n_samples} and {seq_len}")
-    return _LAYOUTS[layout](samples, tokenizer, n_samples=n_samples, seq_len=seq_len, rng=rng)
+    segment_len = seq_len if segment_len is None else segment_len
+    if segment_len < 2 and layout == "pack" and seq_len > 1:
+        raise SpecError(f"segment_len must be at least 2, a token and the end of its segment, and is {segment_len}")
+    return _LAYOUTS[layout](samples, tokenizer, n_samples=n_samples, seq_len=seq_len, segment_len=segment_len, rng=rng)
