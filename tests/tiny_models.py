@@ -31,7 +31,7 @@ def tiny_model(model_type: str = "llama", seed: int = 0, **overrides: object) ->
     config = AutoConfig.for_model(model_type, **(SHAPE | WINDOW | overrides))
     config.tie_word_embeddings = False
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data = torch.randn_like(parameter) * 0.3 + 1

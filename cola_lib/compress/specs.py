@@ -42,7 +42,7 @@ class PruneSpec:
             if not 0 <= n <= m or m < 1:
                 raise SpecError(f"pattern {n}:{m} keeps {n} of {m} weights; use N:M with 0 <= N <= M, as in 2:4")
             object.__setattr__(self, "sparsity", 1 - n / m)
-            if self.block_size % m:
+            if self.method == "sparsegpt" and self.block_size % m:
                 raise SpecError(f"block_size {self.block_size} is no multiple of the pattern's {m}")
         if not 0 <= self.sparsity <= 1:
             raise SpecError(f"sparsity is a share between 0 and 1, not {self.sparsity:g}")

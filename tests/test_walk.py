@@ -1,0 +1,187 @@
+"""The walk sees what each block reads: no padding, no other block, for every kind of model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cola_lib.errors import DataError, NumericsError, UnknownNameError
+from cola_lib.models import ARCHITECTURES, architecture_of
+from cola_lib.statistics import InputStatistics, LayerStatistics, collect_statistics, walk
+from tests.tiny_models import MODEL_TYPES, tiny_language_model
+
+
+def rows(lengths=(12, 12, 12, 12, 12), seq_len=12, seed=0, vocabulary=97):
+    """Stand-in for a calibration set: only ids, mask and fingerprint are read."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocabulary, (len(lengths), seq_len), generator=g)
+    mask = torch.arange(seq_len) < torch.tensor(lengths)[:, None]
+    return SimpleNamespace(
+        input_ids=ids.masked_fill(~mask, 0), attention_mask=mask, fingerprint=f"rows-{seed}", n_tokens=int(mask.sum())
+    )
+
+
+def by_hand(lm, calibration):
+    """Statistics from plain hooks on whole forward passes, one row at a time, without padding, in float64."""
+    inputs = {}
+
+    def hook(key):
+        return lambda module, args: inputs.setdefault(key, []).append(args[0].flatten(0, 1).double())
+
+    handles = [
+        block.get_submodule(layer).register_forward_pre_hook(hook((index, group.name, layer)))
+        for index, block in enumerate(lm.blocks)
+        for group in lm.architecture.groups
+        for layer in group.layers
+    ]
+    for ids, mask in zip(calibration.input_ids, calibration.attention_mask, strict=True):
+        lm.model(input_ids=ids[mask][None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {key: torch.cat(parts) for key, parts in inputs.items()}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("lengths", [(12,) * 5, (12, 7, 1, 9, 3)])
+def test_statistics_equal_those_of_plain_forward_passes(model_type, lengths):
+    lm = tiny_language_model(model_type)
+    calibration = rows(lengths)
+    statistics = collect_statistics(lm, calibration, batch_size=2, progress=False)
+    expected = by_hand(lm, calibration)
+    assert len(statistics) == 3 * len(lm.architecture.groups)
+    for (block, group, _), X in expected.items():  # every layer of a group, so sharing is justified
+        stats = statistics[block, group]
+        assert stats.n_tokens == sum(lengths) == X.shape[0]
+        torch.testing.assert_close(stats.gram.double(), X.T @ X, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(stats.abs_sum.double(), X.abs().sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_every_linear_layer_of_a_block_is_in_the_table():
+    for model_type in MODEL_TYPES:
+        lm = tiny_language_model(model_type)
+        linear = {n for n, m in lm.blocks[0].named_modules() if isinstance(m, torch.nn.Linear)}
+        assert linear == set(lm.architecture.layers), model_type
+
+
+def test_what_padding_holds_changes_nothing():
+    lm = tiny_language_model()
+    calibration = rows((12, 7, 5))
+    clean = collect_statistics(lm, calibration, progress=False)
+    calibration.input_ids = torch.where(calibration.attention_mask, calibration.input_ids, 55)
+    noisy = collect_statistics(lm, calibration, progress=False)
+    for key in clean:
+        torch.testing.assert_close(noisy[key].gram, clean[key].gram)
+
+
+@pytest.mark.parametrize("propagate", ["original", "compressed"])
+def test_the_next_block_reads_what_propagate_says(propagate):
+    """Zero the first block as the walk stands on it: its residual stream then is the embedding alone."""
+    calibration = rows()
+    untouched = collect_statistics(tiny_language_model(), calibration, progress=False)
+    lm = tiny_language_model()
+    seen = {}
+    for step in walk(lm, calibration, propagate=propagate, progress=False):
+        if step.index == 0:
+            for layer in lm.architecture.layers:
+                step.block.get_submodule(layer).weight.data.zero_()
+        seen[step.index] = step.statistics["attn_in"].gram
+    same = torch.allclose(seen[1], untouched[1, "attn_in"].gram, rtol=1e-4)
+    assert same == (propagate == "original")
+    torch.testing.assert_close(seen[0], untouched[0, "attn_in"].gram)
+    if propagate == "compressed":
+        expected = by_hand(lm, calibration)[1, "attn_in", "self_attn.q_proj"]
+        torch.testing.assert_close(seen[1].double(), expected.T @ expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_size_is_of_no_consequence():
+    lm = tiny_language_model("gemma2")
+    one = collect_statistics(lm, rows((12, 3, 8, 12, 12)), batch_size=1, progress=False)
+    all_ = collect_statistics(lm, rows((12, 3, 8, 12, 12)), batch_size=5, progress=False)
+    for key in one:
+        torch.testing.assert_close(one[key].gram, all_[key].gram, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_parts_add_up_to_those_of_the_whole(tmp_path):
+    lm = tiny_language_model()
+    whole = rows((12,) * 6)
+    parts = [
+        SimpleNamespace(
+            input_ids=whole.input_ids[i : i + 2], attention_mask=whole.attention_mask[i : i + 2], fingerprint=str(i)
+        )
+        for i in (0, 2, 4)
+    ]
+    a, b, c = (collect_statistics(lm, part, progress=False) for part in parts)
+    total = a + b + c
+    expected = collect_statistics(lm, whole, progress=False)
+    doubled = total * 2
+    (tmp_path / "s").mkdir()
+    total.save(tmp_path / "s" / "x.safetensors")
+    loaded = LayerStatistics.load(tmp_path / "s" / "x.safetensors")
+    assert loaded.calibration == ("0", "2", "4") and loaded.model == lm.fingerprint
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["x.safetensors"]
+    for key in expected:
+        torch.testing.assert_close(total[key].gram, expected[key].gram, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(doubled[key].gram, 2 * total[key].gram)
+        assert total[key].n_tokens == expected[key].n_tokens == 72 and doubled[key].n_tokens == 144
+        assert torch.equal(loaded[key].gram, total[key].gram) and loaded[key].n_tokens == 72
+
+
+def test_statistics_of_two_models_do_not_add():
+    a = collect_statistics(tiny_language_model(), rows(), progress=False)
+    b = collect_statistics(tiny_language_model(seed=1), rows(), progress=False)
+    with pytest.raises(DataError, match="two models"):
+        _ = a + b
+
+
+def test_a_nan_is_reported_with_the_layer_it_first_reached():
+    lm = tiny_language_model()
+    lm.blocks[1].mlp.up_proj.weight.data[3, 3] = float("nan")
+    with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity in 1 of 48"):
+        collect_statistics(lm, rows(), progress=False)
+
+
+def test_padding_alone_is_refused():
+    with pytest.raises(DataError, match="0 tokens"):
+        collect_statistics(tiny_language_model(), rows((0, 0)), progress=False)
+
+
+def test_the_walk_leaves_no_trace():
+    lm = tiny_language_model()
+    before = lm.model(input_ids=rows().input_ids).logits
+    for step in walk(lm, rows(), progress=False):
+        if step.index == 1:
+            break
+    assert not any("forward" in block.__dict__ for block in lm.blocks)
+    assert not any(m._forward_pre_hooks for m in lm.model.modules())
+    torch.testing.assert_close(lm.model(input_ids=rows().input_ids).logits, before)
+
+
+def test_unknown_names_come_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="nearest: compressed"):
+        next(walk(tiny_language_model(), rows(), propagate="compresed", progress=False))
+    with pytest.raises(UnknownNameError, match=r"unknown model type 'lama'; nearest: .*llama.*architectures\.py"):
+        architecture_of(SimpleNamespace(model_type="lama"))
+    assert set(ARCHITECTURES) >= {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2"}
+
+
+def test_the_inverse_factor_is_the_cholesky_factor_of_the_inverse():
+    X = torch.randn(80, 24, generator=torch.Generator().manual_seed(0))
+    stats = InputStatistics.empty(24)
+    stats.update(X)
+    H = (2 * X.double().T @ X.double()) / 80
+    for act_order in (False, True):
+        U, order = stats.inverse_factor(0.05, "layer", act_order=act_order)
+        damped = H[order][:, order] + 0.05 * H.diagonal().mean() * torch.eye(24)
+        expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+        torch.testing.assert_close(U.double(), expected, rtol=1e-4, atol=1e-5)
+        assert act_order == (not torch.equal(order, torch.arange(24)))
+
+
+def test_a_singular_hessian_is_an_error_and_not_the_identity():
+    stats = InputStatistics.empty(8)
+    stats.update(torch.ones(4, 8))
+    stats.gram[0, 1] = stats.gram[1, 0] = 100.0  # no Gram matrix at all: not positive definite
+    with pytest.raises(NumericsError, match=r"model\.x: its 8 x 8 Gram matrix of 4 tokens is singular"):
+        stats.inverse_factor(0.01, "model.x")
