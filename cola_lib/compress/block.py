@@ -109,9 +109,15 @@ def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
     return [wanda(W, problem.stats, spec) for W in problem.weights], None
 
 
-def _second_order(method: Callable[..., Tensor], problem: Problem, spec: Spec) -> Solution:
+def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
     layers = zip(problem.weights, problem.layers, strict=True)
-    return [method(W, problem.stats, spec, layer) for W, layer in layers], None
+    return [sparsegpt(W, problem.stats, spec, layer) for W, layer in layers], None
+
+
+def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
+    # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
+    stacked = gptq(torch.cat(problem.weights), problem.stats, spec, problem.layers[0])
+    return list(stacked.split([W.shape[0] for W in problem.weights])), None
 
 
 def _awq(problem: Problem, spec: QuantSpec) -> Solution:
@@ -130,8 +136,8 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "magnitude": partial(_without_data, magnitude),
     "rtn": partial(_without_data, rtn),
     "wanda": _wanda,
-    "sparsegpt": partial(_second_order, sparsegpt),
-    "gptq": partial(_second_order, gptq),
+    "sparsegpt": _sparsegpt,
+    "gptq": _gptq,
     "awq": _awq,
 }
 

@@ -50,8 +50,8 @@ class _RoundStatic:
 
     def __init__(self, W: Tensor, order: Tensor, group_size: int, spec: QuantSpec) -> None:
         grid = grid_of(in_groups(W, group_size), spec.bits, spec.symmetric)
-        scale, zero = (t.squeeze(-1).T.contiguous() for t in (grid.scale, grid.zero))  # (n_groups, d_out)
-        self.grids = [Grid(s, z, spec.bits) for s, z in zip(scale, zero, strict=True)]
+        by_group = (t.squeeze(-1).T.contiguous() for t in grid)  # each (n_groups, d_out)
+        self.grids = [Grid(*parts) for parts in zip(*by_group, strict=True)]
         self.group = (order // group_size).tolist()
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:

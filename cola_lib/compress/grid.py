@@ -13,21 +13,20 @@ UNTIE = 1e-6
 
 
 class Grid(NamedTuple):
-    """Scales and zero points of some rows.
+    """Scales and integer ranges of some groups of weights.
 
     Attributes
     ----------
     scale : Tensor, float32
         Step between neighbouring values; positive.
-    zero : Tensor, float32
-        Whole number that stands for 0, between 0 and ``2**bits - 1``.
-    bits : int
-        Bits of each weight.
+    low, high : Tensor, float32
+        Least and greatest integer; 0 lies between them. The zero point of the field's usual notation, where
+        integers run from 0 to ``2**bits - 1``, is ``-low``.
     """
 
     scale: Tensor
-    zero: Tensor
-    bits: int
+    low: Tensor
+    high: Tensor
 
     def round(self, W: Tensor) -> Tensor:
         """Nearest values on the grid.
@@ -40,10 +39,9 @@ class Grid(NamedTuple):
         Returns
         -------
         Tensor of the shape of ``W``
-            Values, not integers: ``(q - zero) * scale``.
+            Values, not integers.
         """
-        q = torch.round(W / self.scale).add_(self.zero).clamp_(0, 2**self.bits - 1)
-        return q.sub_(self.zero).mul_(self.scale)
+        return torch.div(W, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
 
 
 def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
@@ -80,7 +78,7 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     empty = high == low
     scale = torch.where(empty, 1.0, (high - low) * ((1 - UNTIE) / levels))
     zero = torch.full_like(scale, (levels + 1) // 2) if symmetric else torch.round(-low / scale + UNTIE)
-    return Grid(scale, zero, bits)
+    return Grid(scale, -zero, levels - zero)
 
 
 def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
