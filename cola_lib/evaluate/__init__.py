@@ -2,6 +2,7 @@
 
 from cola_lib.evaluate.likelihood import evaluate
 from cola_lib.evaluate.requests import Request, Row, encode_request, rows_of
+from cola_lib.evaluate.scores import DERIVED, with_derived
 from cola_lib.evaluate.suite import (
     CAPABILITIES,
     TASKS,
@@ -14,6 +15,7 @@ from cola_lib.evaluate.suite import (
 
 __all__ = [
     "CAPABILITIES",
+    "DERIVED",
     "TASKS",
     "EvalItem",
     "Request",
@@ -25,4 +27,5 @@ __all__ = [
     "encode_request",
     "evaluate",
     "rows_of",
+    "with_derived",
 ]

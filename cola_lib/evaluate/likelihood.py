@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.evaluate.requests import Request, Row, rows_of, split_spaces
+from cola_lib.evaluate.scores import with_derived
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,10 +131,8 @@ def evaluate(
             per_token = head.nll(_decode(model, batch), batch)
             nll.update(_sum_by_request(per_token, batch))
             bar.update(sum(row.n_tokens for row in batch_rows))
-    frame = pd.DataFrame(
-        [_score(item, requests, nll, lm.name) for item, requests in zip(suite.items, asked, strict=True)]
-    )
-    return frame.astype({"correct": "boolean"})
+    scores = [_score(item, requests, nll, lm.name) for item, requests in zip(suite.items, asked, strict=True)]
+    return with_derived(pd.DataFrame(scores))
 
 
 def _rows(asked: Sequence[Sequence[Request]], items: Sequence[EvalItem], model: PreTrainedModel) -> Iterator[Row]:
@@ -326,20 +325,14 @@ def _score(item: EvalItem, requests: Sequence[Request], nll: dict[Request, float
             f"model {model} gives NaN or infinite logits on item {item.id}. Look in the compression report "
             "for the first layer with a large error, and for weights that are not finite",
         )
-    n_bytes = tuple(_moved_bytes(*pair) for pair in item.pairs)
-    per_byte = np.divide(choice_nll, n_bytes)
     return {
         "item": item.id,
         "capability": item.capability,
         "task": item.task,
-        "nll": choice_nll[item.gold],
-        "n_bytes": n_bytes[item.gold],
         "n_tokens": requests[item.gold].n_scored,
-        "bits_per_byte": float(per_byte[item.gold] / np.log(2)),
-        "correct": bool(per_byte.argmin() == item.gold) if len(requests) > 1 else None,
         "gold": item.gold,
         "choice_nll": choice_nll,
-        "choice_bytes": n_bytes,
+        "choice_bytes": tuple(_moved_bytes(*pair) for pair in item.pairs),
     }
 
 

@@ -1,0 +1,236 @@
+"""A cell: one number-producing act, named by everything that shaped its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+
+from cola_lib.errors import SpecError
+from cola_lib.evaluate import DERIVED, with_derived
+from cola_lib.fingerprint import fingerprint
+from cola_lib.revisions import revisions
+
+Label = str | int | float | bool | None
+"""What a label may be: plain, so that it can be written and compared."""
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """What decides a cell's numbers. Build it with :func:`cell_key`, which leaves out what does not matter.
+
+    Parameters
+    ----------
+    model : str
+        Fingerprint of the untouched model.
+    suite : str
+        Fingerprint of the suite.
+    spec : mapping or None
+        The method's ``spec.key()``; ``None`` for the dense model.
+    calibration : str or None
+        Fingerprint of the calibration set; ``None`` where the method reads none.
+    propagate : str or None
+        What the blocks after a compressed one read; ``None`` where the method reads no data.
+    revisions : mapping of str to int
+        Of the algorithms that are in neither of the fingerprints above.
+    """
+
+    model: str
+    suite: str
+    spec: Mapping[str, Any] | None
+    calibration: str | None
+    propagate: str | None
+    revisions: Mapping[str, int]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The cell's name in every store."""
+        return fingerprint(asdict(self))
+
+
+def cell_key(
+    *,
+    model: str,
+    suite: str,
+    spec: Mapping[str, Any] | None = None,
+    calibrated: bool = False,
+    calibration: str | None = None,
+    propagate: str | None = None,
+) -> CellKey:
+    """Name a cell.
+
+    Parameters
+    ----------
+    model, suite : str
+        Fingerprints.
+    spec : mapping, optional
+        ``spec.key()`` of a settled specification; without it the cell is the dense model's.
+    calibrated : bool
+        Whether the method reads calibration data. If not, ``calibration`` and ``propagate`` are dropped: the
+        cell is the same under every calibration set.
+    calibration : str, optional
+        Fingerprint of the calibration set.
+    propagate : str, optional
+        ``"original"`` or ``"compressed"``.
+
+    Raises
+    ------
+    SpecError
+        If the method reads calibration data and there is none.
+    """
+    if not calibrated:
+        return CellKey(model, suite, spec, None, None, revisions("likelihood"))
+    if calibration is None or propagate is None:
+        raise SpecError(f"a cell of {spec and spec.get('method')} needs a calibration set and a propagation mode")
+    return CellKey(model, suite, spec, calibration, propagate, revisions("likelihood", "walk"))
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A computed cell.
+
+    Parameters
+    ----------
+    key : CellKey
+        Its name.
+    scores : pandas.DataFrame
+        One row per item, from :func:`cola_lib.evaluate.evaluate`.
+    labels : mapping of str to str, int, float, bool or None
+        What a reader calls it: model, method, source, draw, seed and so on. They decide nothing.
+    layers : pandas.DataFrame
+        One row per compressed layer: ``layer``, ``output_error``, ``weight_error``, ``sparsity``. Empty for the
+        dense model.
+    device : str
+        Where it was computed.
+    seconds : float
+        Wall time of compression (its share of the walk left out) and evaluation.
+    versions : mapping of str to str
+        Of the packages that computed it.
+    created : str
+        ISO 8601 time in UTC.
+    """
+
+    key: CellKey
+    scores: pd.DataFrame
+    labels: Mapping[str, Label]
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    device: str = ""
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    def frame(self, labels: Mapping[str, Label] | None = None) -> pd.DataFrame:
+        """Scores with the cell's name and labels in every row.
+
+        Parameters
+        ----------
+        labels : mapping, optional
+            Instead of the stored ones.
+        """
+        return self._labelled(self.scores, labels)
+
+    def layer_frame(self, labels: Mapping[str, Label] | None = None) -> pd.DataFrame:
+        """Layers with the cell's name and labels in every row.
+
+        Parameters
+        ----------
+        labels : mapping, optional
+            Instead of the stored ones.
+        """
+        return self._labelled(self.layers, labels)
+
+    def _labelled(self, table: pd.DataFrame, labels: Mapping[str, Label] | None) -> pd.DataFrame:
+        named = {"cell": self.key.fingerprint, **(self.labels if labels is None else labels)}
+        columns = pd.DataFrame({name: [value] * len(table) for name, value in named.items()})
+        return pd.concat([columns, table.reset_index(drop=True)], axis=1)
+
+
+def result_to_plain(result: CellResult) -> dict[str, Any]:
+    """Reduce a result to what JSON can hold; derived columns are left out.
+
+    Parameters
+    ----------
+    result : CellResult
+        Any.
+    """
+    scores = result.scores.drop(columns=list(DERIVED), errors="ignore")
+    return {
+        "key": asdict(result.key),
+        "labels": dict(result.labels),
+        "device": result.device,
+        "seconds": result.seconds,
+        "versions": dict(result.versions),
+        "created": result.created,
+        "scores": scores.to_dict("list"),
+        "layers": result.layers.to_dict("list"),
+    }
+
+
+def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
+    """Rebuild a result.
+
+    Parameters
+    ----------
+    plain : mapping
+        From :func:`result_to_plain`, possibly by way of JSON.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If ``plain`` is something else.
+    """
+    rest = {name: plain[name] for name in ("labels", "device", "seconds", "versions", "created")}
+    scores = pd.DataFrame({name: _column(values) for name, values in plain["scores"].items()})
+    return CellResult(
+        key=CellKey(**plain["key"]),
+        scores=with_derived(scores) if "choice_nll" in scores else scores,
+        layers=pd.DataFrame(plain["layers"]),
+        **rest,
+    )
+
+
+def plain_text(plain: Any) -> str:
+    """Write plain data as JSON, always in the same way.
+
+    Parameters
+    ----------
+    plain : mapping, sequence, str, number, bool or None
+        NumPy's numbers count as numbers.
+    """
+    return json.dumps(plain, separators=(",", ":"), default=_number)
+
+
+def text_digest(text: str) -> str:
+    """Checksum of a text: its SHA-256 in hexadecimal.
+
+    Parameters
+    ----------
+    text : str
+        Any.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _number(value: Any) -> int | float:
+    """Unwrap NumPy's numbers, which JSON does not know."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a result cannot hold a {type(value).__name__}")
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Turn the lists that JSON makes of tuples back into tuples."""
+    return [tuple(value) if isinstance(value, list) else value for value in values]
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic a result rests on."""
+    names = ("cola-lib", "numpy", "torch", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,372 @@
+"""The result store: one file per cell, named by its content, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import logging
+import os
+import posixpath
+import re
+import secrets
+import zlib
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
+
+from cola_lib.errors import StoreError
+from cola_lib.experiments.cells import CellKey, CellResult, plain_text, result_from_plain, result_to_plain, text_digest
+from cola_lib.experiments.packed import PackedCells, write_packed
+from cola_lib.fingerprint import LENGTH
+
+log = logging.getLogger(__name__)
+
+FORMAT = "cola-cell/1"
+"""Written into every file; raised when the layout of the file changes."""
+
+_NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
+
+
+class ResultStore:
+    """Results by the fingerprint of their key.
+
+    Parameters
+    ----------
+    url : str or path
+        A local folder, or any URL that fsspec knows (``s3://…``, ``gs://…``, ``memory://…``). It is made when
+        the first result is put.
+    packed : sequence of str or path
+        Packed files (see :meth:`pack`) that lie below the folder: what is not in the folder is looked up in
+        them, in order. They are never written.
+
+    Attributes
+    ----------
+    quarantined : list of str
+        Files that this object found damaged or foreign, and moved to the folder ``quarantine``.
+
+    Raises
+    ------
+    StoreError
+        If the URL's protocol is not known.
+
+    Notes
+    -----
+    Safe against a kill at any moment and against several writers: a local file is written under a temporary
+    name in the same folder, flushed to the disk, and renamed; on other file systems it is put in one request.
+    Writers of one cell write the same numbers, and the last one stays. A kill may leave a hidden ``.tmp`` file
+    behind, which nothing reads.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, packed: Sequence[str | os.PathLike[str]] = ()) -> None:
+        self.url = os.fspath(url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(f"result store {self.url}: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._cells = posixpath.join(root, "cells")
+        self._aside = posixpath.join(root, "quarantine")
+        self._packed_urls = tuple(os.fspath(path) for path in packed)
+        self._packed: ChainMap[str, CellResult] | None = None
+        self.quarantined: list[str] = []
+
+    def __repr__(self) -> str:
+        below = f", packed={list(self._packed_urls)}" if self._packed_urls else ""
+        return f"ResultStore({self.url!r}{below})"
+
+    # -- reading
+
+    def get(self, key: CellKey | str) -> CellResult | None:
+        """Look a cell up.
+
+        Parameters
+        ----------
+        key : CellKey or str
+            Or its fingerprint.
+
+        Returns
+        -------
+        CellResult or None
+            ``None`` if it is not there. A damaged file counts as not there, and is moved aside.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read.
+        """
+        name = key if isinstance(key, str) else key.fingerprint
+        path = self._path(name)
+        data = self._read(path)
+        if data is not None:
+            try:
+                return _decode(data, name)
+            except _DamageError as damage:
+                self._quarantine(path, str(damage))
+        with _packed_errors(", ".join(self._packed_urls)):
+            return self._below().get(name)
+
+    def __contains__(self, key: CellKey | str) -> bool:
+        return self.get(key) is not None
+
+    def keys(self) -> list[str]:
+        """Fingerprints of all cells that can be read, sorted.
+
+        Reads every file, so that what it lists is there; foreign files are moved aside.
+        """
+        return sorted(result.key.fingerprint for result in self)
+
+    def __iter__(self) -> Iterator[CellResult]:
+        seen = set()
+        for path in self._list():
+            match = _NAME.fullmatch(posixpath.basename(path))
+            if match is None:
+                self._quarantine(path, "its name is not that of a cell")
+                continue
+            result = self.get(match[1])
+            if result is not None:
+                seen.add(match[1])
+                yield result
+        for name in self._below():
+            if name not in seen:
+                yield self._require(name)
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def to_frame(self) -> pd.DataFrame:
+        """All scores of all cells as one tidy table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per cell and item: ``cell``, the cell's labels, and the columns of
+            :func:`cola_lib.evaluate.evaluate`. Empty if there is no cell.
+        """
+        frames = [result.frame() for result in self]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    # -- writing
+
+    def put(self, result: CellResult) -> None:
+        """Write a cell, whole or not at all.
+
+        Parameters
+        ----------
+        result : CellResult
+            Replaces what is there under the same key.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be written.
+        """
+        self._write(self._path(result.key.fingerprint), _encode(result))
+
+    def check_writable(self) -> None:
+        """Write and remove a small file, so that a long computation does not end in an error.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be written.
+        """
+        path = posixpath.join(self._cells, f".probe-{secrets.token_hex(8)}")
+        self._write(path, b"probe")
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    # -- packing
+
+    def pack(self, path: str | os.PathLike[str], cells: Iterable[CellKey | str] | None = None) -> int:
+        """Write cells into one Parquet file, for a repository or an archive.
+
+        Parameters
+        ----------
+        path : str or path
+            Local file; written atomically.
+        cells : iterable of CellKey or str, optional
+            Which; default all.
+
+        Returns
+        -------
+        int
+            How many.
+
+        Raises
+        ------
+        StoreError
+            If a cell that was asked for is not there, or the file cannot be written.
+
+        Notes
+        -----
+        Floating-point numbers are kept in float32, which likelihoods already are.
+        """
+        results = list(self) if cells is None else [self._require(key) for key in cells]
+        data = write_packed(sorted(results, key=lambda result: result.key.fingerprint))
+        try:
+            _replace(Path(path), data)
+        except OSError as error:
+            raise StoreError(f"packed results {path} cannot be written: {error.strerror or error}") from error
+        return len(results)
+
+    def unpack(self, path: str | os.PathLike[str]) -> int:
+        """Put every cell of a packed file into this store.
+
+        Parameters
+        ----------
+        path : str or path
+            From :meth:`pack`.
+
+        Returns
+        -------
+        int
+            How many.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing or damaged, or the store cannot be written.
+        """
+        packed = _load_packed(os.fspath(path))
+        with _packed_errors(os.fspath(path)):
+            results = list(packed.values())
+        for result in results:
+            self.put(result)
+        return len(results)
+
+    # -- files
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._cells, f"{name}.json.gz")
+
+    def _require(self, key: CellKey | str) -> CellResult:
+        result = self.get(key)
+        if result is None:
+            raise StoreError(f"{self.url}: cell {key if isinstance(key, str) else key.fingerprint} is not there")
+        return result
+
+    def _below(self) -> Mapping[str, CellResult]:
+        if self._packed is None:
+            self._packed = ChainMap(*(_load_packed(url) for url in self._packed_urls))
+        return self._packed
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}; mend its permissions") from error
+
+    def _list(self) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            paths = self._fs.ls(self._cells, detail=False)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"{self._cells} cannot be listed: {error.strerror or error}") from error
+        return sorted(path for path in paths if not posixpath.basename(path).startswith("."))
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            if self._local:
+                _replace(Path(path), data)
+            else:
+                self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
+                self._fs.pipe_file(path, data)
+        except OSError as error:
+            raise StoreError(
+                f"result store {self.url} cannot be written: {error.strerror or error}; free some space, mend its "
+                "permissions, or choose another folder. What it already holds is kept"
+            ) from error
+
+    def _quarantine(self, path: str, reason: str) -> None:
+        """Move a file aside, so that it is neither read nor lost."""
+        target = posixpath.join(self._aside, f"{posixpath.basename(path)}.{secrets.token_hex(4)}")
+        log.warning("%s is damaged or foreign (%s); moved to %s", path, reason, target)
+        self.quarantined.append(path)
+        try:
+            self._fs.makedirs(self._aside, exist_ok=True)
+            self._fs.mv(path, target)
+        except FileNotFoundError:
+            log.debug("%s was moved by another process", path)
+        except OSError as error:
+            raise StoreError(
+                f"{path} is damaged or foreign ({reason}) and cannot be moved aside: {error.strerror or error}; "
+                "remove it"
+            ) from error
+
+
+class _DamageError(Exception):
+    """A file's bytes are not those of the cell that its name says."""
+
+
+def _encode(result: CellResult) -> bytes:
+    cell = plain_text(result_to_plain(result))
+    digest = text_digest(cell)
+    text = f'{{"format":"{FORMAT}","sha256":"{digest}","cell":{cell}}}'
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def _decode(data: bytes, name: str) -> CellResult:
+    try:
+        outer = json.loads(gzip.decompress(data))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise _DamageError(f"truncated or altered: {error}") from error
+    if not isinstance(outer, dict) or outer.get("format") != FORMAT:
+        raise _DamageError(f"not a file of format {FORMAT}")
+    try:
+        cell = outer["cell"]
+        if text_digest(plain_text(cell)) != outer["sha256"]:
+            raise _DamageError("its checksum does not match")
+        result = result_from_plain(cell)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _DamageError(f"not a cell: {error!r}") from error
+    if result.key.fingerprint != name:
+        raise _DamageError(f"it holds cell {result.key.fingerprint}")
+    return result
+
+
+def _load_packed(url: str) -> PackedCells:
+    with _packed_errors(url), fsspec.open(url, "rb") as file:
+        return PackedCells(file.read())
+
+
+@contextlib.contextmanager
+def _packed_errors(urls: str) -> Iterator[None]:
+    """Name the packed file in an error: nobody can mend it here, so it is not moved aside."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"packed results {urls} are not there") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"packed results {urls} are damaged: {error}; take the file again from where it came from"
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a local file so that at any moment the old or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
