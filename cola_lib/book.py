@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cola_lib.errors import ColaError, UnknownNameError
+from cola_lib.errors import ColaError, OutputError, UnknownNameError
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -35,7 +35,11 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
 
 
 class NotebookError(ColaError):
-    """A notebook cannot be run, or stopped before its end.
+    """A notebook cannot be run as it is."""
+
+
+class ExecutionError(NotebookError):
+    """A notebook stopped before its end.
 
     Parameters
     ----------
@@ -129,6 +133,8 @@ def read_profile(name: str, folder: Path) -> Profile:
     path = folder / f"{name}.yml"
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.yml")]
+        if not known:
+            raise ColaError(f"no profiles in {folder.resolve()}; run from the repository's root")
         raise UnknownNameError("profile", name, known, f"Profiles are the .yml files in {folder}")
     content = _mapping(_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     fields = {f.name for f in dataclasses.fields(Profile)} - {"name"}
@@ -276,9 +282,11 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
 
     Raises
     ------
-    NotebookError
+    ExecutionError
         If a cell raises, takes too long or kills its kernel. ``run.out`` is left as it was, and what was
         executed so far lies beside it with the suffix ``.failed.ipynb``.
+    OutputError
+        If the disk does not take it.
 
     Notes
     -----
@@ -295,11 +303,13 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
         _write_notebook(_cleaned(executed), partial)
         os.replace(partial, run.out)
         failed.unlink(missing_ok=True)
-    except NotebookError as error:
+    except ExecutionError as error:
         if not partial.exists():
             raise
         os.replace(partial, failed)
-        raise NotebookError(f"{error} What ran before that is in {failed}", error.traceback) from error
+        raise ExecutionError(f"{error} What ran before that is in {failed}", error.traceback) from error
+    except OSError as error:
+        raise OutputError(f"{run.out}: could not be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
     return time.monotonic() - start
@@ -329,13 +339,13 @@ def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:
         )
     except PapermillExecutionError as error:
         where = f"{run.source}: cell {error.cell_index + 1} raised {error.ename}: {error.evalue}"
-        raise NotebookError(_sentence(where), _plain_text("\n".join(error.traceback))) from error
+        raise ExecutionError(_sentence(where), _plain_text("\n".join(error.traceback))) from error
     except CellTimeoutError as error:
         where = _last_started(_read_notebook(partial))
-        raise NotebookError(f"{run.source}: {where} took longer than {run.cell_timeout} s.") from error
+        raise ExecutionError(f"{run.source}: {where} took longer than {run.cell_timeout} s.") from error
     except DeadKernelError as error:
         where = _last_started(_read_notebook(partial))
-        raise NotebookError(f"{run.source}: the kernel died in {where}; it may have run out of memory.") from error
+        raise ExecutionError(f"{run.source}: the kernel died in {where}; it may have run out of memory.") from error
     except NoSuchKernel as error:
         partial.unlink()
         raise NotebookError(f"{run.source}: {error}; set its kernel to python3") from error
@@ -346,7 +356,7 @@ def _require_complete(notebook: NotebookNode, source: Path) -> None:
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             where = _cell_name(notebook, index)
-            raise NotebookError(f"{source}: {where} did not run, though nothing was raised.")
+            raise ExecutionError(f"{source}: {where} did not run, though nothing was raised.")
 
 
 def _last_started(notebook: NotebookNode) -> str:
@@ -395,6 +405,8 @@ def _find(name: str, folder: Path) -> Path:
     source = folder / f"{name}.ipynb"
     if not source.is_file():
         known = [p.stem for p in folder.glob("*.ipynb")]
+        if not known:
+            raise NotebookError(f"no notebooks in {folder.resolve()}; run from the repository's root")
         raise UnknownNameError("notebook", name, known, f"Notebooks are the .ipynb files in {folder}")
     return source
 

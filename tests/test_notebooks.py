@@ -231,7 +231,7 @@ def test_failure_leaves_the_output_as_it_was(tmp_path, cell, timeout, message, i
     run = run_of(source, tmp_path / "out", cell_timeout=timeout)
     run.out.parent.mkdir()
     run.out.write_text("earlier")
-    with pytest.raises(book.NotebookError, match=message) as caught:
+    with pytest.raises(book.ExecutionError, match=message) as caught:
         book.run_notebook(run)
     assert in_traceback in caught.value.traceback and "\x1b" not in caught.value.traceback
     assert "\n" not in str(caught.value)
