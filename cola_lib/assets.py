@@ -219,8 +219,7 @@ def _check_file(path: Path, size: int, sha256: str, kind: str) -> None:
         return
     if (actual := _sha256(path)) != sha256:
         raise AssetError(
-            f"{kind} is damaged: {path} has SHA-256 {actual[:16]}… instead of {sha256[:16]}…. "
-            f"To mend it, {REFRESH}"
+            f"{kind} is damaged: {path} has SHA-256 {actual[:16]}… instead of {sha256[:16]}…. To mend it, {REFRESH}"
         )
     _verified.add(seen)
 
@@ -244,9 +243,7 @@ def wheel(name: str) -> Path:
     return path
 
 
-def fetch(
-    names: Iterable[str] | None = None, *, offline: bool = False, refresh: bool = False
-) -> dict[str, Path]:
+def fetch(names: Iterable[str] | None = None, *, offline: bool = False, refresh: bool = False) -> dict[str, Path]:
     """Make sure that assets are in the cache, downloading those that are not.
 
     Parameters

@@ -78,6 +78,11 @@ def question_answer(question: str, answer: str, reasoning: str | None = None) ->
     return f"Question: {question}\nAnswer: {body}"
 
 
+def _lines(text: str) -> str:
+    """Make line ends uniform and take blanks before them away."""
+    return "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n")).strip("\n")
+
+
 def _item(source: str, domain: str, question: str, answer: str, *, text: str | None = None, **known: Any) -> Sample:
     """Build a sample whose id depends on everything that it asks and offers."""
     choices = known.get("choices", ())
@@ -91,8 +96,9 @@ def _item(source: str, domain: str, question: str, answer: str, *, text: str | N
 def _choice_item(
     source: str, question: str, choices: Iterable[str], gold: int, *, domain: str = "commonsense", **known: Any
 ) -> Sample:
-    offered = tuple(choice.strip() for choice in choices)
-    return _item(source, domain, question.strip(), offered[gold], choices=offered, gold=gold, **known)
+    offered = tuple(_lines(choice).strip() for choice in choices)
+    question = _lines(question).strip()
+    return _item(source, domain, question, offered[gold], choices=offered, gold=gold, **known)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -137,10 +143,6 @@ def math() -> list[Sample]:
 
 # ---------------------------------------------------------------------------------------------
 # code
-
-
-def _lines(code: str) -> str:
-    return "\n".join(line.rstrip() for line in code.replace("\r\n", "\n").split("\n")).strip("\n")
 
 
 def mbpp() -> list[Sample]:
