@@ -9,64 +9,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, rows_of
 from cola_lib.evaluate.likelihood import _check_head, _Head, plan_batches
 from cola_lib.evaluate.requests import Request
-from cola_lib.models import LanguageModel, architecture_of
+from cola_lib.models import LanguageModel
+from tests.byte_tokenizer import byte_tokenizer
+from tests.tiny_models import MODEL_TYPES, tiny_language_model
 
-KINDS = {
-    "llama": {},
-    "qwen3": {"head_dim": 8},
-    "gemma2": {
-        "head_dim": 8,
-        "sliding_window": 16,
-        "final_logit_softcapping": 5.0,
-        "query_pre_attn_scalar": 8,
-    },
-    "granite": {"logits_scaling": 4.0},
+# Long rows do not share their context where attention slides, so both cases need a window of their own.
+SHARING = {
+    "llama": {"sliding_window": None},
+    "qwen3": {"sliding_window": None},
+    "gemma2": {"sliding_window": 16, "final_logit_softcapping": 5.0},
+    "granite": {"sliding_window": None, "logits_scaling": 4.0},
 }
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, with a few merges, so that a boundary can fall inside a token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("a", "n"), ("an", "d"), ("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("Ġ", "Ġ"), ("Ã", "©")]
-    vocab = {token: i for i, token in enumerate(["<s>", *alphabet, *("".join(m) for m in merges)])}
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>")
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def models_by_kind(tokenizer) -> dict[str, LanguageModel]:
-    return {kind: tiny(kind, tokenizer) for kind in KINDS}
+    return {kind: tiny(kind, tokenizer) for kind in SHARING}
 
 
 def tiny(kind: str, tokenizer, **options) -> LanguageModel:
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        **KINDS[kind] | options,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    for parameter in model.parameters():  # far from uniform predictions, so that mistakes show
-        if parameter.ndim == 2:
-            parameter.normal_(0, 0.3)
-    return LanguageModel(model, tokenizer, f"tiny-{kind}", architecture_of(config))
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
+    return tiny_language_model(kind, tokenizer, **shape, **SHARING.get(kind, {}), **options)
 
 
 ITEMS = (
@@ -96,11 +71,7 @@ def naive(lm: LanguageModel, context: str, continuation: str) -> tuple[float, in
     return nll, len(ids) - n_context
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
-def test_agrees_with_the_definition_whatever_the_batch_size(models_by_kind, kind, batch_tokens):
-    lm = models_by_kind[kind]
-    frame = evaluate(lm, SUITE, batch_tokens=batch_tokens, progress=False)
+def assert_agrees_with_the_definition(lm: LanguageModel, frame) -> None:
     assert list(frame["item"]) == [item.id for item in ITEMS]
     for row, item in zip(frame.itertuples(), ITEMS, strict=True):
         expected = [naive(lm, *pair) for pair in item.pairs]
@@ -109,15 +80,24 @@ def test_agrees_with_the_definition_whatever_the_batch_size(models_by_kind, kind
         assert row.nll == row.choice_nll[item.gold]
 
 
-def test_agrees_in_eager_attention(tokenizer, models_by_kind):
-    lm = models_by_kind["gemma2"]
-    eager = tiny("gemma2", tokenizer, attn_implementation="eager")
-    assert eager.model.config._attn_implementation == "eager"
-    one, other = evaluate(lm, SUITE, progress=False), evaluate(eager, SUITE, progress=False)
-    # eager applies Gemma 2's cap on attention scores and sdpa does not, so compare with its own reference
-    for row, item in zip(other.itertuples(), ITEMS, strict=True):
-        np.testing.assert_allclose(row.choice_nll, [naive(eager, *p)[0] for p in item.pairs], rtol=1e-5)
-    assert list(one["n_bytes"]) == list(other["n_bytes"])
+@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_agrees_with_the_definition_whatever_the_batch_size(models_by_kind, kind, batch_tokens):
+    lm = models_by_kind[kind]
+    assert_agrees_with_the_definition(lm, evaluate(lm, SUITE, batch_tokens=batch_tokens, progress=False))
+
+
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+def test_agrees_with_the_definition_on_every_kind_of_model(tokenizer, kind):
+    lm = tiny(kind, tokenizer)
+    assert_agrees_with_the_definition(lm, evaluate(lm, SUITE, progress=False))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_agrees_with_the_definition_in_eager_attention(tokenizer, kind):
+    lm = tiny(kind, tokenizer, attn_implementation="eager")
+    assert lm.model.config._attn_implementation == "eager"
+    assert_agrees_with_the_definition(lm, evaluate(lm, SUITE, progress=False))
 
 
 def test_a_row_longer_than_the_sliding_window_is_not_branched(models_by_kind, monkeypatch):
@@ -135,11 +115,7 @@ def test_a_row_longer_than_the_sliding_window_is_not_branched(models_by_kind, mo
 
 def test_bytes_are_utf8_and_include_moved_white_space(models_by_kind):
     frame = evaluate(models_by_kind["llama"], SUITE, progress=False).set_index("item")
-    assert (
-        frame.loc["rolling", "n_bytes"]
-        == len(ITEMS[0].continuations[0].encode())
-        > len(ITEMS[0].continuations[0])
-    )
+    assert frame.loc["rolling", "n_bytes"] == len(ITEMS[0].continuations[0].encode()) > len(ITEMS[0].continuations[0])
     assert frame.loc["prompt", "n_bytes"] == len("\n    return 'and'\n")
     row = frame.loc["rolling"]
     assert row.bits_per_byte == pytest.approx(row.nll / math.log(2) / row.n_bytes, rel=1e-12)

@@ -270,7 +270,7 @@ def _labelled(
 def _set_labels(calibration: CalibrationSet) -> dict[str, Label]:
     return {
         "source": calibration.name,
-        "draw": None,
+        "draw": calibration.draw,
         "seed": calibration.seed,
         "n_samples": calibration.n_samples,
         "seq_len": calibration.seq_len,
