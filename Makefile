@@ -28,6 +28,7 @@ SOURCES      := cola_lib tests $(wildcard benchmarks)
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
+	@echo "FRESH=1 removes the stored results first, so that make book computes all of them."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -49,10 +50,12 @@ notebooks: setup  ## Run the notebooks of PROFILE into book/executed
 	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
-	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --toc book/_toc.yml
+	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
-test: setup assets  ## Run the tests
+test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
+	@echo "make test: set up, fetch and run the tests; about 6 minutes on 2 CPU cores, and 5 more the first time"
+	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
 
 assets: setup  ## Fetch the embedded model and data into the cache

@@ -334,6 +334,8 @@ def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:
             language="python",
             progress_bar=progress,
             execution_timeout=run.cell_timeout,
+            # the kernel reports its own shutdown as an error; what cells raise comes as messages, not on its log
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             # "auto" encrypts where the kernel can and says nothing where it cannot
             config=Config({"AsyncKernelManager": {"transport_encryption": "auto"}}),
         )
