@@ -1,0 +1,180 @@
+"""Does the source of the calibration data matter at all? A permutation test, and Holm's correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from cola_lib.analysis.scores import condition, same_items
+from cola_lib.errors import DataError
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """Outcome of :func:`source_matters`.
+
+    Parameters
+    ----------
+    statistic : float
+        Variance between the sources' mean scores.
+    p_value : float
+        Share of the permutations, the observed one included, with at least that variance.
+    smallest_p : float
+        The smallest value that ``p_value`` could have taken. With 2 sources of 3 draws it is 0.1: no
+        difference, however large, would count as significant at 0.05.
+    n_sources : int
+        Sources compared.
+    n_draws : int
+        Draws over all sources.
+    exact : bool
+        Whether all permutations were made, or a random sample of them.
+    """
+
+    statistic: float
+    p_value: float
+    smallest_p: float
+    n_sources: int
+    n_draws: int
+    exact: bool
+
+
+def source_matters(
+    frame: pd.DataFrame,
+    score: str = "bits_per_byte",
+    *,
+    rng: np.random.Generator,
+    source: str = "source",
+    draw: str = "draw",
+    n_resamples: int = 9999,
+) -> PermutationTest:
+    """Test whether scores differ between sources by more than draws of one source do.
+
+    Under the hypothesis that they do not, every draw could as well have come from any of the sources, so source labels
+    are permuted over the scores of whole draws. The items are held fixed: the answer is about this suite.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows of one capability and one method, several sources, several draws of each.
+    score : str
+        One of :data:`cola_lib.analysis.scores.SCORES`.
+    rng : numpy.random.Generator
+        For the permutations, when there are too many to make all of them.
+    source, draw : str
+        Columns.
+    n_resamples : int
+        All permutations are made if there are at most this many, and otherwise this many are sampled; then
+        ``p_value`` is a multiple of 1 / (``n_resamples`` + 1).
+
+    Returns
+    -------
+    PermutationTest
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 2 sources or a source has fewer than 2 draws.
+    """
+    conditions = {name: condition(rows, score, draw=draw) for name, rows in frame.groupby(source, sort=True)}
+    return permutation_test(_by_draw(conditions), rng=rng, n_resamples=n_resamples)
+
+
+def _by_draw(conditions: Mapping[str, object]) -> dict[str, NDArray[np.float64]]:
+    same_items(list(conditions.values()))
+    return {name: one.by_draw() for name, one in conditions.items()}
+
+
+def permutation_test(
+    scores: Mapping[str, NDArray[np.float64]], *, rng: np.random.Generator, n_resamples: int = 9999
+) -> PermutationTest:
+    """Test whether groups of numbers differ in their means.
+
+    Parameters
+    ----------
+    scores : mapping of str to ndarray of shape (n_draws,)
+        One score per draw, for each source.
+    rng : numpy.random.Generator
+        For the permutations.
+    n_resamples : int
+        See :func:`source_matters`.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 2 sources or a source has fewer than 2 draws.
+    """
+    if len(scores) < 2:
+        raise DataError(f"a test between sources needs 2 of them, and the frame has {len(scores)}")
+    for name, values in scores.items():
+        if len(values) < 2:
+            raise DataError(f"source {name!r} has {len(values)} draw, and a test against draws needs 2 of each source")
+    sizes = [len(values) for values in scores.values()]
+    found = stats.permutation_test(
+        list(scores.values()),
+        _between,
+        permutation_type="independent",
+        alternative="greater",
+        n_resamples=n_resamples,
+        vectorized=True,
+        rng=rng,
+    )
+    possible = _arrangements(sizes)
+    exact = possible <= n_resamples
+    return PermutationTest(
+        statistic=float(found.statistic),
+        p_value=float(found.pvalue),
+        smallest_p=max(_ties(sizes) / possible, 0.0 if exact else 1 / (n_resamples + 1)),
+        n_sources=len(sizes),
+        n_draws=sum(sizes),
+        exact=exact,
+    )
+
+
+def _between(*groups: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """Variance of the group means, each weighted by its number of draws."""
+    sizes = np.array([group.shape[axis] for group in groups], dtype=float)
+    means = np.stack([group.mean(axis=axis) for group in groups], axis=-1)
+    centre = (means * sizes).sum(axis=-1, keepdims=True) / sizes.sum()
+    return ((means - centre) ** 2 * sizes).sum(axis=-1) / sizes.sum()
+
+
+def _arrangements(sizes: Sequence[int]) -> int:
+    """Ways to deal the draws to the sources."""
+    return math.factorial(sum(sizes)) // math.prod(map(math.factorial, sizes))
+
+
+def _ties(sizes: Sequence[int]) -> int:
+    """Arrangements that no statistic of this kind can tell apart: sources of equal size trade all their draws."""
+    return math.prod(math.factorial(sizes.count(size)) for size in set(sizes))
+
+
+def holm(p_values: Mapping[str, float] | pd.Series) -> pd.Series:
+    """Adjust p-values for having made several tests (Holm, Scand. J. Statistics 6, 1979).
+
+    Parameters
+    ----------
+    p_values : mapping of name to float
+        Of all tests of one question.
+
+    Returns
+    -------
+    pandas.Series
+        Adjusted, under the same names: reject what is below the level, and the chance of any false rejection is at
+        most that level.
+
+    Raises
+    ------
+    DataError
+        If there is none, or one is not between 0 and 1.
+    """
+    series = pd.Series(p_values, dtype=float)
+    if series.empty or not series.between(0, 1).all():
+        raise DataError(f"p-values lie between 0 and 1, and there is at least one: {series.to_dict()}")
+    return pd.Series(multipletests(series.to_numpy(), method="holm")[1], index=series.index)

@@ -1,0 +1,230 @@
+"""Tidy tables: scores, retention and differences per capability, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cola_lib.analysis.bootstrap import Draws, Estimate, Interval, difference, ratio, score_interval
+from cola_lib.analysis.permutation import holm, source_matters
+from cola_lib.analysis.scores import score_named
+from cola_lib.errors import DataError
+
+BY = ("source", "label", "capability")
+"""What the book's tables are split by."""
+
+
+def score_table(
+    frame: pd.DataFrame,
+    *,
+    by: Sequence[str] = BY,
+    score: str = "bits_per_byte",
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> pd.DataFrame:
+    """Score of each condition.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :func:`cola_lib.experiments.run_grid` or a store.
+    by : sequence of str
+        Columns that tell the conditions apart; must include ``"capability"``.
+    score : str
+        One of :data:`cola_lib.analysis.scores.SCORES`. Capabilities without it are left out.
+    seed : int
+        Of the resamples. A condition's interval does not depend on which others are in the table.
+    n_boot, level, interval
+        As in :func:`cola_lib.analysis.bootstrap.difference`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per condition: ``by``, and the fields of :class:`~cola_lib.analysis.bootstrap.Estimate`.
+    """
+    rows = []
+    for name, rows_of_one in _groups(_scored(frame, score), by):
+        rng = _rng(seed, name)
+        found = score_interval(rows_of_one, score, rng=rng, n_boot=n_boot, level=level, interval=interval)
+        rows.append({**name, **_fields(found)})
+    return pd.DataFrame(rows)
+
+
+def retention_table(
+    frame: pd.DataFrame,
+    *,
+    by: Sequence[str] = BY,
+    score: str = "bits_per_byte",
+    dense: str = "dense",
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> pd.DataFrame:
+    """Share of each capability that compression leaves: 1 is all of it.
+
+    Retention is dense / compressed for a score that a loss raises (bits per byte), and compressed / dense for one
+    that a loss lowers (accuracy), over the same items.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :func:`cola_lib.experiments.run_grid`, the dense model's cell included.
+    by : sequence of str
+        Columns that tell the conditions apart; must include ``"capability"``.
+    score : str
+        One of :data:`cola_lib.analysis.scores.SCORES`. Capabilities without it are left out.
+    dense : str
+        Value of column ``method`` for the untouched model.
+    seed, n_boot, level, interval
+        As in :func:`score_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per condition, the dense one left out: ``by``, and the fields of
+        :class:`~cola_lib.analysis.bootstrap.Estimate`.
+
+    Raises
+    ------
+    DataError
+        If the dense model's cell is not in the frame.
+    """
+    frame = _scored(frame, score)
+    untouched = {name: rows for name, rows in frame[frame["method"] == dense].groupby("capability")}
+    if not untouched:
+        raise DataError(f"no row has method {dense!r}: retention needs the dense model's cell in the frame")
+    rows = []
+    for name, compressed in _groups(frame[frame["method"] != dense], by):
+        pair = (untouched[name["capability"]], compressed)
+        pair = pair if score_named(score).lower_is_better else pair[::-1]
+        found = ratio(*pair, score, rng=_rng(seed, name), n_boot=n_boot, level=level, interval=interval)
+        rows.append({**name, **_fields(found)})
+    return pd.DataFrame(rows)
+
+
+def difference_table(
+    frame: pd.DataFrame,
+    baseline: Mapping[str, Any],
+    *,
+    by: Sequence[str] = BY,
+    score: str = "bits_per_byte",
+    draws: Draws = "independent",
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> pd.DataFrame:
+    """Difference of each condition from a baseline that shares its other labels.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :func:`cola_lib.experiments.run_grid` or a store.
+    baseline : mapping
+        Columns of ``by`` and their values in the baseline, for example ``{"source": "c4"}``: then every source is
+        compared with C4 under the same method and capability.
+    by, score, seed, n_boot, level, interval
+        As in :func:`score_table`.
+    draws : {"independent", "paired"}
+        As in :func:`cola_lib.analysis.bootstrap.difference`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per condition that is not a baseline: ``by``, and the fields of
+        :class:`~cola_lib.analysis.bootstrap.Estimate`. Conditions whose baseline is not in the frame (the dense model
+        has no source) are left out.
+
+    Raises
+    ------
+    DataError
+        If no condition has a baseline, or ``baseline`` names a column that is not in ``by``.
+    """
+    unknown = sorted(set(baseline) - set(by))
+    if unknown:
+        raise DataError(f"baseline column {unknown[0]!r} is not one of by={', '.join(by)}")
+    groups = list(_groups(_scored(frame, score), by))
+    base = {_key(name, by): rows for name, rows in groups if baseline.items() <= name.items()}
+    rows = []
+    for name, one in groups:
+        other = base.get(_key(name | baseline, by))
+        if other is None or baseline.items() <= name.items():
+            continue
+        rng = _rng(seed, name)
+        options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
+        rows.append({**name, **_fields(difference(one, other, score, rng=rng, **options))})
+    if not rows:
+        raise DataError(f"no condition can be compared with the baseline {dict(baseline)}: is it in the frame?")
+    return pd.DataFrame(rows)
+
+
+def source_table(
+    frame: pd.DataFrame,
+    *,
+    by: Sequence[str] = ("label", "capability"),
+    score: str = "bits_per_byte",
+    seed: int = 0,
+    n_resamples: int = 9999,
+) -> pd.DataFrame:
+    """Whether the source matters, for each method and capability.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :func:`cola_lib.experiments.run_grid` or a store; cells without calibration data are left out.
+    by : sequence of str
+        Columns that tell the tests apart; must include ``"capability"``.
+    score : str
+        One of :data:`cola_lib.analysis.scores.SCORES`. Capabilities without it are left out.
+    seed, n_resamples
+        See :func:`cola_lib.analysis.permutation.source_matters`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per test: ``by``, the fields of :class:`~cola_lib.analysis.permutation.PermutationTest`, and
+        ``p_holm``, adjusted for all tests in the table.
+    """
+    rows = [
+        {**name, **asdict(source_matters(one, score, rng=_rng(seed, name), n_resamples=n_resamples))}
+        for name, one in _groups(_scored(frame[frame["source"].notna()], score), by)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p_value"]).to_numpy())
+
+
+def _scored(frame: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Keep the capabilities in which the score exists."""
+    exists = score_named(score).numerator(frame).notna()
+    kept = frame[exists]
+    if kept.empty:
+        raise DataError(f"no row of the frame has a score {score!r}")
+    return kept
+
+
+def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Split into conditions; a label that is missing (no source) is a label too."""
+    if "capability" not in by:
+        raise DataError("capabilities are reported one by one: by must include 'capability'")
+    for values, rows in frame.groupby(list(by), sort=False, dropna=False):
+        yield dict(zip(by, (None if pd.isna(v) else v for v in values), strict=True)), rows
+
+
+def _key(name: Mapping[str, Any], by: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(name[column] for column in by)
+
+
+def _rng(seed: int, name: Mapping[str, Any]) -> np.random.Generator:
+    """Give each condition random numbers of its own, so that adding one does not move the others."""
+    return np.random.default_rng([seed, *(ord(char) for char in repr(sorted(name.items())))])
+
+
+def _fields(found: Estimate) -> dict[str, Any]:
+    return {**asdict(found), "se": found.se}
