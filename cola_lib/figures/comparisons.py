@@ -1,0 +1,248 @@
+"""Figures of scores: what is left of each capability, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from cola_lib.figures.style import MARKERS, in_order
+
+FEW = 8
+"""Points on an axis that are each worth a label."""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, reference: float | None = 1.0) -> Figure:
+    """Draw a dot with its interval for each row, one panel per facet.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``row``, ``facet``, ``value``, ``low`` and ``high``; values are shares, drawn in per cent.
+    row, facet : str
+        Columns whose values become the rows and the panels.
+    xlabel : str
+        What the horizontal axis shows.
+    reference : float or None
+        Where a vertical line marks "nothing lost".
+
+    Returns
+    -------
+    Figure
+    """
+    rows = in_order(table[row].unique())
+    facets = list(dict.fromkeys(table[facet]))
+    figure, axes = plt.subplots(
+        1, len(facets), figsize=(2.1 * len(facets) + 1.2, 0.42 * len(rows) + 1.2), sharey=True, layout="constrained"
+    )
+    colors = dict(zip(rows, sns.color_palette("colorblind", len(rows)), strict=True))
+    for axis, name in zip(np.atleast_1d(axes), facets, strict=True):
+        part = table[table[facet] == name].set_index(row)
+        for y, label in enumerate(rows):
+            if label not in part.index:
+                continue
+            entry = part.loc[label]
+            axis.plot([100 * entry["low"], 100 * entry["high"]], [y, y], color=colors[label], linewidth=2)
+            axis.plot(100 * entry["value"], y, MARKERS[y % len(MARKERS)], color=colors[label], markersize=7)
+        if reference is not None:
+            axis.axvline(100 * reference, color="0.35", linewidth=1, linestyle="--")
+        axis.set_title(name)
+        axis.grid(axis="y", visible=False)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(rows)), rows)
+    first.invert_yaxis()
+    figure.supxlabel(xlabel, fontsize=10)
+    return figure
+
+
+def retention_heatmap(
+    table: pd.DataFrame, *, row: str, column: str, facet: str, label: str = "capability retained (%)"
+) -> Figure:
+    """Draw a heat map per facet, each field with its value and its interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``row``, ``column``, ``facet``, ``value``, ``low`` and ``high``; values are shares, drawn in per cent.
+    row, column, facet : str
+        Columns whose values become the rows, the columns and the panels.
+    label : str
+        Of the colour bar.
+
+    Returns
+    -------
+    Figure
+    """
+    facets = in_order(table[facet].unique())
+    rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
+    n_across = min(2, len(facets))
+    n_down = -(-len(facets) // n_across)
+    figure, axes = plt.subplots(
+        n_down,
+        n_across,
+        figsize=(4.6 * n_across + 0.8, (0.52 * len(rows) + 0.9) * n_down + 0.3),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    low, high = 100 * table["value"].min(), 100 * table["value"].max()
+    for axis, name in zip(axes.flat, facets, strict=False):
+        part = table[table[facet] == name].set_index([row, column])
+        values = part["value"].unstack().reindex(index=rows, columns=columns)
+        text = part.apply(lambda e: f"{_percent(e['value'])}\n[{_percent(e['low'])}, {_percent(e['high'])}]", axis=1)
+        text = text.unstack().reindex(index=rows, columns=columns).fillna("")
+        sns.heatmap(
+            100 * values,
+            annot=text,
+            fmt="",
+            vmin=low,
+            vmax=high,
+            cmap="viridis",
+            cbar=False,
+            linewidths=0.5,
+            annot_kws={"fontsize": 8},
+            ax=axis,
+        )
+        axis.set(title=name, xlabel="", ylabel="")
+        axis.tick_params(axis="y", rotation=0)
+    for axis in axes.flat[len(facets) :]:
+        axis.set_visible(False)
+    mesh = axes[0, 0].collections[0]
+    figure.colorbar(mesh, ax=axes, label=label, shrink=0.8)
+    return figure
+
+
+def matrix_heatmap(
+    tables: dict[str, pd.DataFrame], *, xlabel: str, ylabel: str, label: str, fmt: str = ".3f"
+) -> Figure:
+    """Draw one annotated matrix per panel, on a common scale.
+
+    Parameters
+    ----------
+    tables : dict of str to DataFrame
+        Title → matrix, all with the same rows and columns.
+    xlabel, ylabel, label : str
+        Of the axes and of the colour bar.
+    fmt : str
+        Format of the numbers in the fields.
+
+    Returns
+    -------
+    Figure
+    """
+    shape = next(iter(tables.values())).shape
+    figure, axes = plt.subplots(
+        1,
+        len(tables),
+        figsize=(min(0.75 * shape[1] * len(tables) + 2.2, 12), 0.5 * shape[0] + 1.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    low, high = (f(t.to_numpy().min() if f is min else t.to_numpy().max() for t in tables.values()) for f in (min, max))
+    for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
+        sns.heatmap(
+            table,
+            annot=True,
+            fmt=fmt,
+            cmap="viridis",
+            vmin=low,
+            vmax=high,
+            cbar=False,
+            linewidths=0.5,
+            ax=axis,
+            annot_kws={"fontsize": 9},
+        )
+        axis.set(title=title, xlabel=xlabel, ylabel="")
+        axis.tick_params(axis="y", rotation=0)
+    axes[0, 0].set_ylabel(ylabel)
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.9)
+    return figure
+
+
+def lines(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str,
+    xlabel: str,
+    ylabel: str,
+    facet: str | None = None,
+    logx: bool = False,
+    logy: bool = False,
+    markers: bool = True,
+    joined: bool = True,
+    order: Sequence[str] | None = None,
+) -> Figure:
+    """Draw one line per hue, told apart by colour, marker and dash.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy: one row per point.
+    x, y, hue : str
+        Columns.
+    xlabel, ylabel : str
+        Of the axes.
+    facet : str, optional
+        Column whose values become panels.
+    logx, logy : bool
+        Logarithmic axes.
+    markers : bool
+        Whether to mark the points; off for dense curves.
+    joined : bool
+        Whether to join the points; off where neighbours on the axis have nothing to do with each other.
+    order : sequence of str, optional
+        Of the hues.
+
+    Returns
+    -------
+    Figure
+    """
+    facets = list(dict.fromkeys(table[facet])) if facet else [None]
+    figure, axes = plt.subplots(
+        1,
+        len(facets),
+        figsize=(min(3.6 * len(facets) + 2.2, 11), 3.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, name in zip(axes.flat, facets, strict=True):
+        part = table if name is None else table[table[facet] == name]
+        last = axis is axes.flat[-1]
+        sns.lineplot(
+            part,
+            x=x,
+            y=y,
+            hue=hue,
+            style=hue,
+            hue_order=order,
+            style_order=order,
+            markers=markers,
+            errorbar=None,
+            **({} if joined else {"linestyle": "", "dashes": False}),
+            ax=axis,
+            legend=last,
+        )
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=name or "")
+        if logx:
+            axis.set_xscale("log")
+            if part[x].nunique() <= FEW:  # then the decades alone would label too little
+                axis.set_xticks(sorted(part[x].unique()), [f"{value:g}" for value in sorted(part[x].unique())])
+                axis.minorticks_off()
+        if logy:
+            axis.set_yscale("log")
+        if last:
+            sns.move_legend(axis, "center left", bbox_to_anchor=(1.02, 0.5), title="")
+    return figure

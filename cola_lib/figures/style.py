@@ -1,0 +1,47 @@
+"""One look for all figures: readable at page width, in grey, and by colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+METHOD_ORDER = ("dense", "magnitude", "wanda", "sparsegpt", "rtn", "gptq", "awq")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
+"""Shape goes with colour everywhere, so that neither carries meaning alone."""
+
+
+def use_style() -> None:
+    """Set matplotlib and seaborn for a notebook."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        rc={
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "legend.frameon": False,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+        },
+    )
+    plt.rcParams["svg.fonttype"] = "none"
+
+
+def in_order(labels: Sequence[str]) -> list[str]:
+    """Sort method labels: dense first, then pruning, then quantization, each from its control up.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Such as ``"wanda 50%"``. Unknown ones come last, by name.
+    """
+
+    def rank(label: str) -> tuple[int, str]:
+        method = label.split()[0]
+        return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), label)
+
+    return sorted(set(labels), key=rank)
