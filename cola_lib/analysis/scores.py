@@ -46,8 +46,8 @@ SCORES: dict[str, Score] = {
 
 ``bits_per_byte`` pools the bits and the bytes of a task's items: it is the size of the task's text, compressed by
 the model. ``item_bits_per_byte`` is the mean of the items' own ratios, in which an answer of three bytes counts as much
-as a solution of three hundred. Pooling is the default: on the embedded model its intervals of retention are as narrow for
-most capabilities, and about 30 % narrower for knowledge, where answers are short.
+as a solution of three hundred. Pooling is the default: the embedded model's retention has intervals of about the same
+width either way, except for knowledge, whose answers are short: there pooling makes them about 30 % narrower.
 """
 
 
