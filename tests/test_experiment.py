@@ -6,7 +6,7 @@ import pytest
 
 from cola_lib.compress import method_spec
 from cola_lib.errors import SpecError, UnknownNameError
-from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec
+from cola_lib.experiments import RANDOM_TOKENS, Experiment, as_spec
 from tests.tiny_models import tiny_language_model
 
 METHODS = [{"method": "wanda", "sparsity": 0.5}, {"method": "rtn", "bits": 3, "group_size": 16}]

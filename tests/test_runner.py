@@ -16,7 +16,7 @@ from cola_lib.curation import CalibrationSet, build_calibration_set
 from cola_lib.data import Sample
 from cola_lib.errors import NumericsError, SpecError, StoreError, UnknownNameError
 from cola_lib.evaluate import EvalItem, Suite, evaluate
-from cola_lib.experiments import PROFILES, ResultStore, profile, run_grid, runner
+from cola_lib.experiments import ResultStore, run_grid, runner
 from cola_lib.models import LanguageModel
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_models import tiny_language_model
@@ -276,12 +276,3 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_computed_twice(lm, tmp
     resumed = grid(lm, sets, store)
     assert resumed.n_computed == 0
     pd.testing.assert_frame_equal(resumed.frame, undisturbed.frame)
-
-
-def test_profiles_by_name():
-    for name in ("quick", "standard"):
-        found = profile(name)
-        assert found is PROFILES[name] and found.n_draws >= 3
-        assert len({spec.label for spec in found.specs}) == len(found.methods)
-    with pytest.raises(UnknownNameError, match="unknown profile 'quik'; nearest: quick"):
-        profile("quik")

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 UNTIE = 1e-6
 """Some ten float32 roundings: enough to decide a tie, too little to move a weight."""
 

@@ -126,8 +126,9 @@ class QuantSpec:
 
     @property
     def label(self) -> str:
-        """Short name for tables and figures, for example ``"gptq 3-bit"``."""
-        return f"{self.method} {self.bits}-bit"
+        """Short name for tables and figures, for example ``"gptq 3-bit"`` or ``"gptq 3-bit act-order"``."""
+        ordered = " act-order" if self.method == "gptq" and self.act_order else ""
+        return f"{self.method} {self.bits}-bit{ordered}"
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""

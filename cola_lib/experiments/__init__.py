@@ -1,24 +1,24 @@
 """Experiments: grids of cells, each computed once, kept by its content, and found again."""
 
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.profiles import PROFILES, Profile, profile
+from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec
 from cola_lib.experiments.runner import CELL_COLUMNS, DENSE, SET_COLUMNS, GridResult, device_name, run_grid
 from cola_lib.experiments.store import ResultStore
 
 __all__ = [
     "CELL_COLUMNS",
     "DENSE",
-    "PROFILES",
+    "RANDOM_TOKENS",
     "SET_COLUMNS",
     "CellKey",
     "CellResult",
+    "Experiment",
     "GridResult",
     "Label",
-    "Profile",
     "ResultStore",
+    "as_spec",
     "cell_key",
     "current_versions",
     "device_name",
-    "profile",
     "run_grid",
 ]
