@@ -23,7 +23,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-bootstrap.lock")}
 
 # What may be imported at the top of each package: the rest is for those who use it, and is imported there.
-LIGHT = {"cli": {"typer"}, "book": {"yaml"}, "experiments": {"fsspec"}, "figures": {"matplotlib", "seaborn"}}
+LIGHT = {
+    "analysis": {"statsmodels"},
+    "book": {"yaml"},
+    "cli": {"typer"},
+    "experiments": {"fsspec"},
+    "figures": {"matplotlib", "seaborn"},
+}
 CORE = {
     *("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "safetensors", "tqdm"),
     *("filelock", "cola_lib", *sys.stdlib_module_names),
@@ -146,11 +152,11 @@ def test_every_import_is_declared():
 # ------------------------------------------------------------------------------------------------- modules
 
 
-def test_imports_flow_one_way(monkeypatch, capsys):
-    from importlinter.cli import lint_imports
-
-    monkeypatch.chdir(ROOT)
-    assert lint_imports(no_cache=True) == 0, capsys.readouterr().out
+def test_imports_flow_one_way():
+    # in a process of its own: the linter sets up logging, and turns off every logger there is
+    command = [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cola_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
