@@ -14,6 +14,10 @@ CLIP_STEPS, CLIP_LEAST = 20, 0.5
 """A group's range is shrunk in steps of 1/20, down to more than half: ``auto_clip.py`` of the reference."""
 
 
+ROWS = 128
+"""Rows judged at a time: few enough that the dozen passes over them stay in the cache."""
+
+
 def _tied(x: Tensor, rows: Tensor | None) -> Tensor:
     """Average ``x`` over the channels that share a producer's row."""
     if rows is None:
@@ -60,7 +64,7 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     for step in range(spec.n_grid):
         scale = importance.pow(step / spec.n_grid).clamp_(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
-        error = stats.output_energy(rtn(W * scale, spec).div_(scale).sub_(W))
+        error = sum(stats.output_energy(rtn(part * scale, spec).div_(scale).sub_(part)) for part in W.split(ROWS))
         if error < least:
             best, least = scale, error
     return best

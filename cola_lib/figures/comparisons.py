@@ -41,7 +41,12 @@ def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, ref
     rows = in_order(table[row].unique())
     facets = list(dict.fromkeys(table[facet]))
     figure, axes = plt.subplots(
-        1, len(facets), figsize=(2.1 * len(facets) + 1.2, 0.42 * len(rows) + 1.2), sharey=True, layout="constrained"
+        1,
+        len(facets),
+        figsize=(2.1 * len(facets) + 1.2, 0.42 * len(rows) + 1.2),
+        sharex=True,  # so that panels compare
+        sharey=True,
+        layout="constrained",
     )
     colors = dict(zip(rows, sns.color_palette("colorblind", len(rows)), strict=True))
     for axis, name in zip(np.atleast_1d(axes), facets, strict=True):
@@ -58,7 +63,7 @@ def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, ref
         axis.grid(axis="y", visible=False)
     first = np.atleast_1d(axes)[0]
     first.set_yticks(range(len(rows)), rows)
-    first.invert_yaxis()
+    first.set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(xlabel, fontsize=10)
     return figure
 
@@ -238,9 +243,10 @@ def lines(
         axis.set(xlabel=xlabel, ylabel=ylabel, title=name or "")
         if logx:
             axis.set_xscale("log")
-            if part[x].nunique() <= FEW:  # then the decades alone would label too little
-                axis.set_xticks(sorted(part[x].unique()), [f"{value:g}" for value in sorted(part[x].unique())])
-                axis.minorticks_off()
+        points = sorted(part[x].unique())
+        if len(points) <= FEW:  # the axis' own choice would miss them
+            axis.set_xticks(points, [f"{value:g}" for value in points])
+            axis.minorticks_off()
         if logy:
             axis.set_yscale("log")
         if last:
