@@ -322,13 +322,13 @@ def compress(
 
     Prune half of the weights, calibrated on web text:
 
-        cola compress --model smollm2-135m --source c4 \
-            --method wanda --sparsity 0.5 --out pruned
+        cola compress --model smollm2-135m --source c4 --n-samples 32 \
+            --seq-len 512 --method wanda --sparsity 0.5 --out pruned
 
     Quantize to 3 bits, calibrated on a mixture:
 
         cola compress --model smollm2-135m --source math --source code \
-            --method gptq --bits 3 --out quantized
+            --n-samples 32 --seq-len 512 --method gptq --bits 3 --act-order --out quantized
     """
     _known("layout", layout, LAYOUTS)
     _known("propagate", propagate, PROPAGATE)

@@ -14,7 +14,7 @@ CLIP_STEPS, CLIP_LEAST = 20, 0.5
 """A group's range is shrunk in steps of 1/20, down to more than half: ``auto_clip.py`` of the reference."""
 
 
-ROWS = 128
+ROWS = 512
 """Rows judged at a time: few enough that the dozen passes over them stay in the cache."""
 
 

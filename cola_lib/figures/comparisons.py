@@ -119,6 +119,7 @@ def retention_heatmap(
         )
         axis.set(title=name, xlabel="", ylabel="")
         axis.tick_params(axis="y", rotation=0)
+        axis.tick_params(axis="x", rotation=20)
     for axis in axes.flat[len(facets) :]:
         axis.set_visible(False)
     mesh = axes[0, 0].collections[0]
