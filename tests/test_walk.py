@@ -179,6 +179,18 @@ def test_the_inverse_factor_is_the_cholesky_factor_of_the_inverse():
         assert act_order == (not torch.equal(order, torch.arange(24)))
 
 
+def test_the_factor_follows_the_tokens_added_since():
+    X = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    grown, whole = InputStatistics.empty(8), InputStatistics.empty(8)
+    grown.update(X[:30])
+    early, _ = grown.inverse_factor(0.01, "layer")
+    grown.update(X[30:])
+    whole.update(X)
+    late, _ = grown.inverse_factor(0.01, "layer")
+    assert not torch.allclose(early, late)
+    torch.testing.assert_close(late, whole.inverse_factor(0.01, "layer")[0])
+
+
 def test_a_singular_hessian_is_an_error_and_not_the_identity():
     stats = InputStatistics.empty(8)
     stats.update(torch.ones(4, 8))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cola_lib import assets
@@ -168,6 +169,14 @@ def _location(name_or_path: str) -> str:
     return name_or_path
 
 
+def _refuse_quantized(config: PretrainedConfig, name: str) -> None:
+    """Refuse a checkpoint whose weights are packed integers: there is nothing left to decide about them."""
+    packed = getattr(config, "quantization_config", None)
+    if packed:
+        method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else type(packed).__name__
+        raise ColaError(f"model {name!r} is quantized already ({method}); give the checkpoint it was made from")
+
+
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -195,7 +204,7 @@ def load_model(
     UnknownNameError
         If the name, the model type or the dtype is not known.
     ColaError
-        If the checkpoint cannot be read; the message holds transformers' reason.
+        If the checkpoint cannot be read, with transformers' reason, or is quantized already.
     """
     name = os.fspath(name_or_path)
     where = _location(name)
@@ -203,9 +212,10 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(where)
         architecture = architecture_of(config)
+        _refuse_quantized(config, name)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype, target))
         tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ColaError(f"model {name!r} could not be loaded from {where}: {reason}") from error
     model.to(target).eval().requires_grad_(False)

@@ -65,6 +65,7 @@ class InputStatistics:
             Real tokens only, without padding.
         """
         X = X.float()
+        self.forget_factors()
         self.gram.addmm_(X.T, X)
         self.abs_sum += X.abs().sum(0)
         self.n_tokens += X.shape[0]
