@@ -47,7 +47,7 @@ plan:
 	@echo "  4. render the book to _build/html         about 1 minute"
 
 notebooks: setup  ## Run the notebooks of PROFILE into book/executed
-	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed $(if $(CI),,--progress)
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
 	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml
