@@ -344,7 +344,6 @@ def compress(
     from cola_lib.compress import check_output
 
     check_output(out, overwrite=overwrite)
-    _require_own_checkpoint(out)
     names = _checked_sources(spec, source or [])
 
     from cola_lib import compress as compression
@@ -406,15 +405,6 @@ def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
         if not name.startswith("hf:"):
             load_samples(name, "calibration")
     return list(names)
-
-
-def _require_own_checkpoint(out: Path) -> None:
-    """Refuse to replace a folder that this command did not write."""
-    if out.exists() and not (out / "report.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(
-            f"{out} exists and is no checkpoint of `cola compress` (it has no report.json), so --overwrite does "
-            "not remove it; give another --out"
-        )
 
 
 def _show_report(report: CompressionReport, out: Path, as_json: bool) -> None:

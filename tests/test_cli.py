@@ -185,7 +185,7 @@ def test_existing_output_is_refused_before_any_work(tmp_path, no_work):
     (mine / "thesis.txt").write_text("years")
     common = ["compress", "--model", "m", "--method", "rtn", "--out"]
     assert_refused(run(*common, mine), "give --overwrite")
-    assert_refused(run(*common, mine, "--overwrite"), "no checkpoint of `cola compress`")
+    assert_refused(run(*common, mine, "--overwrite"), "no compressed checkpoint")
     assert_refused(run(*common, mine / "thesis.txt" / "out"), "is a file")
     assert (mine / "thesis.txt").read_text() == "years"
 

@@ -16,7 +16,7 @@ from cola_lib.compress.block import compress_block, fold
 from cola_lib.errors import NumericsError, OutputError, SpecError, UnknownNameError
 from cola_lib.models import load_model
 from cola_lib.statistics import collect_statistics
-from tests.test_walk import rows
+from tests.test_walk import rows, with_padding
 from tests.tiny_models import MODEL_TYPES, tiny_language_model
 
 STRENGTH = {
@@ -125,8 +125,7 @@ def test_padding_changes_no_weight(method):
     a, b = tiny_language_model(), tiny_language_model()
     padded = rows((12, 6, 4))
     compress(a, spec, padded, progress=False)
-    padded.input_ids = torch.where(padded.attention_mask, padded.input_ids, 31)
-    compress(b, spec, padded, progress=False)
+    compress(b, spec, with_padding(padded, 31), progress=False)
     for name, weight in linear_weights(a).items():
         torch.testing.assert_close(weight, linear_weights(b)[name])
 
@@ -238,6 +237,7 @@ def test_a_checkpoint_loads_with_plain_transformers(tmp_path, smollm2_tokenizer)
     assert AutoTokenizer.from_pretrained(out)("def f(x):").input_ids == smollm2_tokenizer("def f(x):").input_ids
     assert load_model(out).fingerprint == report.model_after
     written = json.loads((out / "report.json").read_text())
+    assert written["calibration_set"]["sources"] == ["test"] and written["calibration_set"]["seq_len"] == 12
     assert written["model_after"] == report.model_after and written["label"] == "awq 4-bit"
     assert len(written["layers"]) == len(report.layers) and written["n_tokens"] == 60
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
@@ -250,9 +250,13 @@ def test_an_existing_output_is_refused_or_replaced_whole(tmp_path, smollm2_token
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(OutputError, match="exists; give --overwrite"):
         save_checkpoint(lm, report, tmp_path / "out")
+    with pytest.raises(OutputError, match=r"no compressed checkpoint \(it has no report\.json\)"):
+        save_checkpoint(lm, report, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
-    save_checkpoint(lm, report, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    save_checkpoint(lm, report, tmp_path / "ours")
+    (tmp_path / "ours" / "old.txt").write_text("")
+    save_checkpoint(lm, report, tmp_path / "ours", overwrite=True)
+    assert not (tmp_path / "ours" / "old.txt").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         check_output(tmp_path / "file" / "out", overwrite=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cola_lib.curation import CalibrationSet
 from cola_lib.errors import DataError, NumericsError, UnknownNameError
 from cola_lib.models import ARCHITECTURES, architecture_of
 from cola_lib.statistics import InputStatistics, LayerStatistics, collect_statistics, walk
@@ -14,12 +16,18 @@ from tests.tiny_models import MODEL_TYPES, tiny_language_model
 
 
 def rows(lengths=(12, 12, 12, 12, 12), seq_len=12, seed=0, vocabulary=97):
-    """Stand-in for a calibration set: only ids, mask and fingerprint are read."""
+    """Random tokens, with the right part of each row masked."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, vocabulary, (len(lengths), seq_len), generator=g)
     mask = torch.arange(seq_len) < torch.tensor(lengths)[:, None]
-    return SimpleNamespace(
-        input_ids=ids.masked_fill(~mask, 0), attention_mask=mask, fingerprint=f"rows-{seed}", n_tokens=int(mask.sum())
+    n = len(lengths)
+    return CalibrationSet(ids.masked_fill(~mask, 0), mask, ((),) * n, ("test",) * n, "test", seed, "pad")
+
+
+def with_padding(calibration, token):
+    """Write something else where nobody should look."""
+    return replace(
+        calibration, input_ids=torch.where(calibration.attention_mask, calibration.input_ids, torch.tensor(token))
     )
 
 
@@ -69,8 +77,7 @@ def test_what_padding_holds_changes_nothing():
     lm = tiny_language_model()
     calibration = rows((12, 7, 5))
     clean = collect_statistics(lm, calibration, progress=False)
-    calibration.input_ids = torch.where(calibration.attention_mask, calibration.input_ids, 55)
-    noisy = collect_statistics(lm, calibration, progress=False)
+    noisy = collect_statistics(lm, with_padding(calibration, 55), progress=False)
     for key in clean:
         torch.testing.assert_close(noisy[key].gram, clean[key].gram)
 
@@ -106,12 +113,7 @@ def test_batch_size_is_of_no_consequence():
 def test_statistics_of_parts_add_up_to_those_of_the_whole(tmp_path):
     lm = tiny_language_model()
     whole = rows((12,) * 6)
-    parts = [
-        SimpleNamespace(
-            input_ids=whole.input_ids[i : i + 2], attention_mask=whole.attention_mask[i : i + 2], fingerprint=str(i)
-        )
-        for i in (0, 2, 4)
-    ]
+    parts = [whole.rows(i, i + 2) for i in (0, 2, 4)]
     a, b, c = (collect_statistics(lm, part, progress=False) for part in parts)
     total = a + b + c
     expected = collect_statistics(lm, whole, progress=False)
@@ -119,7 +121,7 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole(tmp_path):
     (tmp_path / "s").mkdir()
     total.save(tmp_path / "s" / "x.safetensors")
     loaded = LayerStatistics.load(tmp_path / "s" / "x.safetensors")
-    assert loaded.calibration == ("0", "2", "4") and loaded.model == lm.fingerprint
+    assert loaded.calibration == tuple(part.fingerprint for part in parts) and loaded.model == lm.fingerprint
     assert [p.name for p in (tmp_path / "s").iterdir()] == ["x.safetensors"]
     for key in expected:
         torch.testing.assert_close(total[key].gram, expected[key].gram, rtol=1e-4, atol=1e-4)
@@ -142,9 +144,9 @@ def test_a_nan_is_reported_with_the_layer_it_first_reached():
         collect_statistics(lm, rows(), progress=False)
 
 
-def test_padding_alone_is_refused():
-    with pytest.raises(DataError, match="0 tokens"):
-        collect_statistics(tiny_language_model(), rows((0, 0)), progress=False)
+def test_statistics_of_no_token_are_refused():
+    with pytest.raises(DataError, match=r"model\.x: the calibration set has 0 tokens"):
+        InputStatistics.empty(8).check("model.x")
 
 
 def test_the_walk_leaves_no_trace():

@@ -5,6 +5,7 @@ from cola_lib.analysis.claims import MARGIN, Verdict, matters, verdict
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
 from cola_lib.analysis.retention import BY, difference_table, retention_table, score_table, source_table
 from cola_lib.analysis.scores import SCORES, Condition, Score, condition, score_named
+from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "source_share",
     "source_table",
     "verdict",
+    "with_interval",
 ]

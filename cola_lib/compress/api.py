@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ class CompressionReport:
         Effective calibration tokens: those that are not padding.
     calibration : tuple of str
         Fingerprints of the calibration sets.
+    calibration_set : mapping or None
+        Name, sources, size, layout and seed of the set, where one was given rather than its statistics.
+    model : str
+        Name that the model was loaded by.
     model_before, model_after : str
         Fingerprints of the model.
     seconds : float
@@ -55,6 +59,8 @@ class CompressionReport:
     layers: tuple[LayerReport, ...]
     n_tokens: float | None
     calibration: tuple[str, ...]
+    calibration_set: Mapping[str, Any] | None
+    model: str
     model_before: str
     model_after: str
     seconds: float
@@ -189,6 +195,20 @@ def _check_arguments(
         )
 
 
+def _facts(calibration: CalibrationSet) -> dict[str, Any]:
+    """Reduce a set to what another run needs to make it again."""
+    return {
+        "name": calibration.name,
+        "sources": sorted(set(calibration.sources)),
+        "n_samples": calibration.n_samples,
+        "seq_len": calibration.seq_len,
+        "layout": calibration.layout,
+        "seed": calibration.seed,
+        "draw": calibration.draw,
+        "n_draws": calibration.n_draws,
+    }
+
+
 def compress(
     lm: LanguageModel,
     spec: Spec,
@@ -246,6 +266,8 @@ def compress(
         layers=tuple(reports),
         n_tokens=float(source.n_tokens) if source is not None else None,
         calibration=(calibration.fingerprint,) if calibration else (statistics.calibration if statistics else ()),
+        calibration_set=_facts(calibration) if calibration is not None else None,
+        model=lm.name,
         model_before=before,
         model_after=lm.fingerprint,
         seconds=time.perf_counter() - began,

@@ -30,15 +30,26 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
     Raises
     ------
     OutputError
-        If it exists and may not be replaced, or its parent cannot hold it.
+        If it exists and may not be replaced or was not written by :func:`save_checkpoint`, or if its parent cannot
+        hold it.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists; give --overwrite to replace it, or another --out")
+    if out.exists() and not _ours(out):
+        raise OutputError(
+            f"{out} exists and is no compressed checkpoint (it has no {REPORT}), so --overwrite does not remove it; "
+            "give another --out"
+        )
     parent = next(p for p in [out.absolute(), *out.absolute().parents][1:] if p.exists())
     if not parent.is_dir():
         raise OutputError(f"{parent} is a file, so {out} cannot be a folder below it")
     return out
+
+
+def _ours(out: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or a checkpoint that this module wrote."""
+    return out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))
 
 
 def save_checkpoint(
@@ -99,7 +110,4 @@ def _move(partial: Path, out: Path) -> None:
     old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
     out.rename(old)
     partial.rename(out)
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
+    shutil.rmtree(old)

@@ -43,7 +43,7 @@ def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, ref
     figure, axes = plt.subplots(
         1,
         len(facets),
-        figsize=(2.1 * len(facets) + 1.2, 0.42 * len(rows) + 1.2),
+        figsize=(1.55 * len(facets) + 1.6, 0.4 * len(rows) + 1.1),
         sharex=True,  # so that panels compare
         sharey=True,
         layout="constrained",
@@ -93,7 +93,7 @@ def retention_heatmap(
     figure, axes = plt.subplots(
         n_down,
         n_across,
-        figsize=(4.6 * n_across + 0.8, (0.52 * len(rows) + 0.9) * n_down + 0.3),
+        figsize=(3.9 * n_across + 0.8, (0.52 * len(rows) + 0.9) * n_down + 0.3),
         sharex=True,
         sharey=True,
         squeeze=False,
