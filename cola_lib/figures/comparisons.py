@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cola_lib.figures.style import MARKERS, in_order
@@ -18,6 +18,26 @@ FEW = 8
 
 def _percent(value: float) -> str:
     return f"{100 * value:.0f}"
+
+
+def _panels(n: int, *, across: int, width: float, height: float, left: float) -> tuple[Figure, list[Axes]]:
+    """Lay out n panels of a size in inches on common axes, few enough across that a page shows their text."""
+    across = min(across, n)
+    down = -(-n // across)
+    figure, grid = plt.subplots(
+        down,
+        across,
+        figsize=(width * across + left, height * down + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in grid.flat[n:]:
+        axis.set_visible(False)
+    for axis in grid.flat[max(0, n - across) : n]:  # the lowest panel of each column carries the labels
+        axis.tick_params(axis="x", labelbottom=True)
+    return figure, list(grid.flat[:n])
 
 
 def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, reference: float | None = 1.0) -> Figure:
@@ -40,16 +60,9 @@ def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, ref
     """
     rows = in_order(table[row].unique())
     facets = list(dict.fromkeys(table[facet]))
-    figure, axes = plt.subplots(
-        1,
-        len(facets),
-        figsize=(1.55 * len(facets) + 1.6, 0.4 * len(rows) + 1.1),
-        sharex=True,  # so that panels compare
-        sharey=True,
-        layout="constrained",
-    )
+    figure, axes = _panels(len(facets), across=3, width=1.9, height=0.3 * len(rows) + 0.5, left=1.7)
     colors = dict(zip(rows, sns.color_palette("colorblind", len(rows)), strict=True))
-    for axis, name in zip(np.atleast_1d(axes), facets, strict=True):
+    for axis, name in zip(axes, facets, strict=True):
         part = table[table[facet] == name].set_index(row)
         for y, label in enumerate(rows):
             if label not in part.index:
@@ -61,9 +74,8 @@ def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, ref
             axis.axvline(100 * reference, color="0.35", linewidth=1, linestyle="--")
         axis.set_title(name)
         axis.grid(axis="y", visible=False)
-    first = np.atleast_1d(axes)[0]
-    first.set_yticks(range(len(rows)), rows)
-    first.set_ylim(len(rows) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(xlabel, fontsize=10)
     return figure
 
@@ -88,19 +100,9 @@ def retention_heatmap(
     """
     facets = in_order(table[facet].unique())
     rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
-    n_across = min(2, len(facets))
-    n_down = -(-len(facets) // n_across)
-    figure, axes = plt.subplots(
-        n_down,
-        n_across,
-        figsize=(3.9 * n_across + 0.8, (0.52 * len(rows) + 0.9) * n_down + 0.3),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = _panels(len(facets), across=1, width=0.95 * len(columns), height=0.48 * len(rows) + 0.4, left=1.8)
     low, high = 100 * table["value"].min(), 100 * table["value"].max()
-    for axis, name in zip(axes.flat, facets, strict=False):
+    for axis, name in zip(axes, facets, strict=True):
         part = table[table[facet] == name].set_index([row, column])
         values = part["value"].unstack().reindex(index=rows, columns=columns)
         text = part.apply(lambda e: f"{_percent(e['value'])}\n[{_percent(e['low'])}, {_percent(e['high'])}]", axis=1)
@@ -114,16 +116,12 @@ def retention_heatmap(
             cmap="viridis",
             cbar=False,
             linewidths=0.5,
-            annot_kws={"fontsize": 8},
+            annot_kws={"fontsize": 9},
             ax=axis,
         )
         axis.set(title=name, xlabel="", ylabel="")
         axis.tick_params(axis="y", rotation=0)
-        axis.tick_params(axis="x", rotation=20)
-    for axis in axes.flat[len(facets) :]:
-        axis.set_visible(False)
-    mesh = axes[0, 0].collections[0]
-    figure.colorbar(mesh, ax=axes, label=label, shrink=0.8)
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, shrink=0.8)
     return figure
 
 
@@ -145,17 +143,11 @@ def matrix_heatmap(
     -------
     Figure
     """
-    shape = next(iter(tables.values())).shape
-    figure, axes = plt.subplots(
-        1,
-        len(tables),
-        figsize=(min(0.75 * shape[1] * len(tables) + 2.2, 12), 0.5 * shape[0] + 1.4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    n_rows, n_columns = next(iter(tables.values())).shape
+    size = {"width": 0.75 * n_columns, "height": 0.45 * n_rows + 0.4}
+    figure, axes = _panels(len(tables), across=2, left=2.0, **size)
     low, high = (f(t.to_numpy().min() if f is min else t.to_numpy().max() for t in tables.values()) for f in (min, max))
-    for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
         sns.heatmap(
             table,
             annot=True,
@@ -168,10 +160,11 @@ def matrix_heatmap(
             ax=axis,
             annot_kws={"fontsize": 9},
         )
-        axis.set(title=title, xlabel=xlabel, ylabel="")
+        axis.set(title=title, xlabel="", ylabel="")
         axis.tick_params(axis="y", rotation=0)
-    axes[0, 0].set_ylabel(ylabel)
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.9)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, shrink=0.9)
     return figure
 
 
