@@ -35,6 +35,7 @@ NOTEBOOK_FAILED = 1
 
 SUITES = ("capabilities",)
 LAYOUTS = ("pack", "truncate", "pad")
+FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
 PRUNING = ("sparsity", "pattern")
 QUANTIZING = ("bits", "group_size", "symmetric")
@@ -241,6 +242,16 @@ def compress(
             rich_help_panel=CALIBRATION,
         ),
     ] = "pack",
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="How a question is worded: text (as its source does), question, question_answer, "
+            "question_reasoning, chat (the model's chat template) or few_shot (three solved ones before it).",
+            metavar="NAME",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = "text",
     propagate: Annotated[
         str,
         typer.Option(
@@ -331,6 +342,7 @@ def compress(
             --n-samples 32 --seq-len 512 --method gptq --bits 3 --act-order --out quantized
     """
     _known("layout", layout, LAYOUTS)
+    _known("format", format_, FORMATS)
     _known("propagate", propagate, PROPAGATE)
     given = {
         "sparsity": sparsity,
@@ -354,7 +366,7 @@ def compress(
     calibration = None
     if spec.calibrated:
         calibration = calibration_set(
-            names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout
+            names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout, format=format_
         )
         typer.echo(calibration.summary(), err=True)
     report = compression.compress(lm, settled, calibration, propagate=propagate, progress=progress)

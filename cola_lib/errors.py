@@ -70,3 +70,7 @@ class OutputError(ColaError):
 
 class StoreError(ColaError):
     """The result store holds something that it cannot read, or cannot be written."""
+
+
+class EvidenceError(ColaError):
+    """A stored result does not come out again when it is computed anew, or is not there."""

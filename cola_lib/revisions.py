@@ -13,6 +13,7 @@ REVISIONS: dict[str, int] = {
     "tokenize": 1,
     # what is read from it
     "walk": 1,
+    "activations": 1,
     # what is done with that
     "magnitude": 1,
     "rtn": 1,
@@ -22,7 +23,7 @@ REVISIONS: dict[str, int] = {
     "awq": 1,
     # what is measured afterwards
     "suite": 1,
-    "likelihood": 1,
+    "likelihood": 2,
 }
 
 

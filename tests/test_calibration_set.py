@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from cola_lib.compress import compress, method_spec
 from cola_lib.curation import (
     LAYOUTS,
     CalibrationSet,
@@ -26,6 +27,7 @@ from cola_lib.curation import (
 from cola_lib.curation.tokenization import segments
 from cola_lib.data import Sample, load_samples
 from cola_lib.errors import DataError, OutputError, SpecError, UnknownNameError
+from tests.tiny_models import SHAPE, tiny_language_model
 
 N_WORDS = 2000
 EOS, BOS = 1, 2
@@ -318,7 +320,7 @@ def test_save_and_load(tmp_path, layout):
     found = build(layout=layout, draw=1, n_draws=3, n_samples=4)
     again = CalibrationSet.load(found.save(tmp_path / "deep" / "set"))
     assert torch.equal(found.input_ids, again.input_ids) and torch.equal(found.attention_mask, again.attention_mask)
-    for name in ("sample_ids", "sources", "name", "seed", "layout", "draw", "n_draws", "fingerprint"):
+    for name in ("sample_ids", "sources", "name", "seed", "layout", "draw", "n_draws", "format", "fingerprint"):
         assert getattr(found, name) == getattr(again, name)
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["set"]
 
@@ -356,6 +358,88 @@ def test_load_refuses_what_is_missing_or_altered(tmp_path):
     os.truncate(folder / "tokens.safetensors", 100)
     with pytest.raises(DataError, match="cannot be read"):
         CalibrationSet.load(folder)
+
+
+def test_a_set_from_before_formats_is_text(tmp_path):
+    folder = build().save(tmp_path / "set")
+    path = folder / "calibration_set.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("format") == "text"
+    path.write_text(json.dumps(facts))
+    assert CalibrationSet.load(folder).format == "text"
+
+
+# ---------------------------------------------------------------------------------------------
+# cut and repeated
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seq_len", [1, 4, 10, 20])
+def test_cut_rows_hold_the_same_tokens(layout, seq_len):
+    whole = build(layout=layout, seq_len=20, n_samples=12, name="whole")
+    cut = whole.split_rows(seq_len)
+    assert cut.seq_len == seq_len and cut.name == "whole" and cut.layout == layout
+    # The same tokens in the same order, and none of what stands at padding.
+    assert torch.equal(cut.input_ids[cut.attention_mask], whole.input_ids[whole.attention_mask])
+    assert cut.n_tokens == whole.n_tokens
+    lengths = whole.attention_mask.sum(1).tolist()
+    pieces = [-(-length // seq_len) for length in lengths]
+    assert cut.n_samples == sum(pieces)
+    for known in ("sample_ids", "sources"):
+        expected = [one for one, n in zip(getattr(whole, known), pieces, strict=True) for _ in range(n)]
+        assert list(getattr(cut, known)) == expected
+
+
+def test_padding_alone_makes_no_row():
+    whole = build([document(0, 5), document(1, 16)], layout="pad", n_samples=2, seq_len=16)
+    cut = whole.split_rows(4)
+    assert sorted(cut.attention_mask.sum(1).tolist()) == [1, 4, 4, 4, 4, 4]
+    assert {row: cut.sample_ids.count(row) for row in cut.sample_ids} == {("doc00",): 2, ("doc01",): 4}
+
+
+def test_cutting_to_the_present_length_changes_nothing():
+    whole = build(layout="pad")
+    assert whole.split_rows(8).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("seq_len", [0, -4, 3, 16])
+def test_a_length_that_does_not_divide_is_refused(seq_len):
+    with pytest.raises(SpecError, match="rows of 8 tokens cannot be cut into rows of"):
+        build().split_rows(seq_len)
+
+
+def test_repeated_rows_come_again_after_all():
+    once = build(layout="pad")
+    thrice = once.repeat(3)
+    assert thrice.n_samples == 18 and thrice.n_tokens == 3 * once.n_tokens and thrice.name == once.name
+    for part in (thrice.rows(0, 6), thrice.rows(6, 12), thrice.rows(12, 18)):
+        assert part.fingerprint == once.fingerprint
+        assert part.sample_ids == once.sample_ids and part.sources == once.sources
+    assert once.repeat(1).fingerprint == once.fingerprint
+    with pytest.raises(SpecError, match="times must be at least 1, and is 0"):
+        once.repeat(0)
+
+
+@pytest.mark.parametrize("propagate", ["original", "compressed"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("wanda", {"sparsity": 0.5}), ("sparsegpt", {"sparsity": 0.5}), ("gptq", {"bits": 3, "group_size": 16})],
+)
+def test_repeated_rows_give_the_same_weights(method, options, propagate):
+    once = random_tokens_set(TOKENIZER, 10, 24)
+    once = replace(once, input_ids=3 + once.input_ids % (SHAPE["vocab_size"] - 3))
+
+    def weights(calibration):
+        lm = tiny_language_model()
+        compress(lm, method_spec(method, **options), calibration, propagate=propagate, progress=False)
+        return lm.model.state_dict()
+
+    dense, first, again = tiny_language_model().model.state_dict(), weights(once), weights(once.repeat(3))
+    other = weights(once.rows(0, 3))
+    assert any(not torch.equal(first[name], dense[name]) for name in dense)
+    assert any(not torch.allclose(first[name], other[name], atol=1e-3) for name in dense)  # the rows do matter
+    for name in dense:
+        torch.testing.assert_close(again[name], first[name], atol=1e-4, rtol=1e-4)
 
 
 def test_interleaving_keeps_proportions_from_the_start():

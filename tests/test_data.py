@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,8 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cola_lib.data import SOURCES, Sample, content_hash, load_samples, normalised, source_info, source_names
-from cola_lib.data.corpora import cut, cut_by_script, main_script, script_language
+from cola_lib.data.benchmarks import MMLU_GROUPS, MMLU_SUBJECTS
+from cola_lib.data.corpora import MULTILINGUAL_LANGUAGES, cut, cut_by_script
 from cola_lib.data.external import is_external, parse_hub_name
+from cola_lib.data.languages import (
+    detect_languages,
+    language_report,
+    main_script,
+    script_language,
+    stored_languages,
+)
 from cola_lib.errors import ColaError, DataError, UnknownNameError
 
 CHOICE = ("arc", "csqa", "siqa", "piqa", "hellaswag", "winogrande", "openbookqa", "boolq", "mmlu")
@@ -139,7 +148,6 @@ def test_corpora_hold_what_the_files_do(assets_dir):
     assert n_chars["technical"] > 0.99 * 348_978
     assert len(load_samples("c4", "all")) > 500
     assert len(load_samples("wikipedia", "all")) > 700
-    assert {s.language for s in load_samples("multilingual", "all")} == {None, "el", "he", "ja", "zh"}
 
 
 def test_commonsense_is_even(assets_dir):
@@ -150,6 +158,104 @@ def test_commonsense_is_even(assets_dir):
         assert len({s.source for s in samples[:8]}) == 8
         members = {s.id for name in counts for s in load_samples(name, half)}
         assert {s.id for s in samples} <= members
+
+
+# ---------------------------------------------------------------------------------------------
+# languages of the multilingual text
+
+
+def test_stored_languages_are_those_of_the_detector(assets_dir):
+    text = language_report(load_samples("multilingual", "all"))
+    assert dict(line.split() for line in text.splitlines() if not line.startswith("#")) == stored_languages()
+    assert len(stored_languages()) == 155
+
+
+def test_detector_agrees_with_the_script(assets_dir):
+    known = [s for s in load_samples("multilingual", "all") if script_language(s.text)]
+    assert len(known) == 26
+    assert detect_languages(s.text for s in known) == [script_language(s.text) for s in known]
+
+
+def test_a_text_in_two_languages_has_none(assets_dir):
+    german, french = (load_samples(f"multilingual:language={code}")[0].text[:800] for code in ("de", "fr"))
+    assert detect_languages([german, french]) == ["de", "fr"]
+    assert detect_languages([german + "\n" + french, "1 2 3 4 5 6", ""]) == [None] * 3
+
+
+def test_every_document_has_a_language_but_those_in_two_and_pinyin(assets_dir):
+    samples = load_samples("multilingual", "all")
+    assert {s.language for s in samples} - {None} == set(MULTILINGUAL_LANGUAGES)
+    unknown = [s.text for s in samples if s.language is None]
+    pinyin = [text for text in unknown if len([c for c in text if c in "āáǎàēéěèīíǐìōóǒòūúǔù"]) > 0.1 * len(text)]
+    assert len(unknown) == 10 and len(pinyin) == 8
+    assert all(script_language(s.text) in (None, s.language) for s in samples)
+
+
+def test_multilingual_documents_and_their_sides_are_what_they_were():
+    # Written down before languages were known: stored results were calibrated and scored on these halves.
+    def digest(half: str) -> str:
+        parts = (f"{s.id}\x1e{s.split_key}\x1e{s.text}" for s in load_samples("multilingual", half))
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+    assert {half: digest(half) for half in ("calibration", "evaluation")} == {
+        "calibration": "0adadc8a02a907a7",
+        "evaluation": "e0bc0f2ae9a28e8b",
+    }
+
+
+@pytest.mark.parametrize("half", ["calibration", "evaluation"])
+def test_languages_are_a_filter(half, assets_dir):
+    whole = load_samples("multilingual", half)
+    both = load_samples("multilingual:language=de,fr", half)
+    assert both == [s for s in whole if s.language in ("de", "fr")]
+    assert {s.language for s in both} == {"de", "fr"}
+
+
+@pytest.mark.parametrize("code", ["dx", "german", "de,qq", ""])
+def test_an_unknown_language_gets_the_whole_list(code):
+    with pytest.raises(UnknownNameError, match="(?i)unknown language .*known: " + ", ".join(MULTILINGUAL_LANGUAGES)):
+        load_samples(f"multilingual:language={code}")
+
+
+def test_a_language_without_the_half_says_so(assets_dir):
+    with pytest.raises(DataError, match="language=mk' has 0 samples in its calibration half"):
+        load_samples("multilingual:language=mk", "calibration")
+
+
+# ---------------------------------------------------------------------------------------------
+# groups of MMLU
+
+
+def test_mmlu_groups_hold_every_subject_once(assets_dir):
+    assert {group: len(subjects) for group, subjects in MMLU_GROUPS.items()} == {
+        "stem": 18,
+        "humanities": 13,
+        "social_sciences": 12,
+        "other": 14,
+    }
+    subjects = [subject for group in MMLU_GROUPS.values() for subject in group]
+    assert len(set(subjects)) == len(subjects) == 57
+    assert sorted(subjects) == list(MMLU_SUBJECTS) == sorted({s.subject for s in load_samples("mmlu", "all")})
+
+
+def test_mmlu_groups_are_those_of_lm_eval_but_for_anatomy():
+    from lm_eval.tasks.mmlu import _generate_configs as lm_eval_mmlu
+
+    theirs = lm_eval_mmlu.SUBJECTS
+    ours = {subject: group for group, subjects in MMLU_GROUPS.items() for subject in subjects}
+    assert ours.keys() == theirs.keys()
+    assert {subject for subject in ours if ours[subject] != theirs[subject]} == {"anatomy"}
+
+
+def test_mmlu_groups_are_a_filter(assets_dir):
+    stem = load_samples("mmlu:group=stem")
+    assert stem == load_samples(f"mmlu:subject={','.join(MMLU_GROUPS['stem'])}")
+    halves = [s.id for group in MMLU_GROUPS for s in load_samples(f"mmlu:group={group}")]
+    assert sorted(halves) == sorted(s.id for s in load_samples("mmlu"))
+    two = load_samples("mmlu:group=stem,other:subject=astronomy,virology,sociology")
+    assert {s.subject for s in two} == {"astronomy", "virology"}
+    with pytest.raises(DataError, match="its filters leave none"):
+        load_samples("mmlu:group=stem:subject=anatomy")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,6 +294,7 @@ def test_rationale_can_be_left_out(name, assets_dir):
         ("math:level=6", "unknown level of source 'math' '6'"),
         ("mmlu:subject=anatomi", "nearest: anatomy"),
         ("mbpp:language=pyton", "nearest: python"),
+        ("mmlu:group=humanity", "unknown group of source 'mmlu' 'humanity'; nearest: humanities"),
         ("c4:level=5", "takes no filters"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, rows_of
-from cola_lib.evaluate.likelihood import _check_head, _Head, plan_batches
+from cola_lib.evaluate import reference_of
+from cola_lib.evaluate.likelihood import JS_STRIDE, N_BINS, _check_head, _Head, plan_batches
 from cola_lib.evaluate.requests import Request
 from cola_lib.models import LanguageModel
 from tests.byte_tokenizer import byte_tokenizer
@@ -268,3 +270,74 @@ def test_a_row_predicts_exactly_the_scored_tokens_from_the_tokens_before(sequenc
             scored = row.scored(i)
             assert [token for _, token in scored] == list(request.ids[-request.n_scored :])
             assert [tokens[at] for at, _ in scored] == list(request.fed[-request.n_scored :])
+
+
+# -------------------------------------------------------------------- distributions and calibration
+
+
+def _full_logits(lm, request):
+    """Logits of the plain model before every scored token, straight from transformers."""
+    logits = lm.model(input_ids=torch.tensor([request.fed])).logits[0].double()
+    return logits[-request.n_scored :]
+
+
+@pytest.fixture
+def pair(tokenizer):
+    """An untouched model, and the same one with other weights in a block."""
+    before, after = tiny("llama", tokenizer), tiny("llama", tokenizer)
+    with torch.no_grad():
+        for parameter in after.blocks[0].parameters():
+            parameter.data = parameter * 0.5
+    return before, after
+
+
+def test_divergence_is_that_of_the_full_distributions(pair):
+    before, after = pair
+    scores = evaluate(after, SUITE, reference=reference_of(before, SUITE), progress=False).set_index("item")
+    for item in SUITE.items:
+        request = item.requests(after.tokenizer)[item.gold]
+        with torch.inference_mode():
+            p, q = (_full_logits(lm, request)[::JS_STRIDE].softmax(-1).numpy() for lm in (before, after))
+        expected = [jensenshannon(a, b, base=2) ** 2 for a, b in zip(p, q, strict=True)]
+        row = scores.loc[item.id]
+        assert row["js_divergence"] == pytest.approx(np.mean(expected), abs=1e-5)
+        assert row["js_tokens"] == len(expected) == -(-row["n_tokens"] // JS_STRIDE)
+    assert (scores["js_divergence"] > 1e-4).any()
+
+
+def test_a_model_does_not_diverge_from_itself(models_by_kind):
+    lm = models_by_kind["llama"]
+    scores = evaluate(lm, SUITE, reference=reference_of(lm, SUITE), progress=False)
+    assert scores["js_divergence"].max() < 1e-6
+
+
+def test_bins_count_the_gold_tokens_by_confidence(models_by_kind):
+    lm = models_by_kind["llama"]
+    scores = evaluate(lm, SUITE, progress=False).set_index("item")
+    assert "js_divergence" not in scores
+    for item in SUITE.items:
+        request = item.requests(lm.tokenizer)[item.gold]
+        with torch.inference_mode():
+            p = _full_logits(lm, request).softmax(-1)
+        sure, best = p.max(-1)
+        hit = best == torch.tensor(request.ids[-request.n_scored :])
+        row = scores.loc[item.id]
+        assert len(row["bin_tokens"]) == N_BINS
+        assert sum(row["bin_tokens"]) == row["n_tokens"]
+        assert sum(row["bin_hits"]) == int(hit.sum())
+        assert sum(row["bin_confidence"]) == pytest.approx(float(sure.sum()), rel=1e-4)
+        expected = np.histogram(sure.numpy(), bins=np.linspace(0, 1, N_BINS + 1))[0]
+        assert list(row["bin_tokens"]) == expected.tolist()
+
+
+def test_a_reference_of_something_else_is_refused(pair, models_by_kind):
+    before, after = pair
+    half = Suite(SUITE.items[:1])
+    with pytest.raises(SpecError, match="another suite"):
+        evaluate(after, SUITE, reference=reference_of(before, half), progress=False)
+    reference = reference_of(before, SUITE)
+    with torch.no_grad():
+        head = after.model.get_output_embeddings().weight
+        head.data = head * 2
+    with pytest.raises(SpecError, match="another head"):
+        evaluate(after, SUITE, reference=reference, progress=False)

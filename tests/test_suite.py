@@ -1,4 +1,4 @@
-"""The capability suite: a fixed, balanced sample of evaluation items within a budget."""
+"""Suites: fixed samples of evaluation items within a budget, over capabilities and over any sources."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from cola_lib.data import load_samples
+from cola_lib.data import load_samples, source_names
 from cola_lib.errors import DataError, UnknownNameError
-from cola_lib.evaluate import CAPABILITIES, TASKS, EvalItem, Suite, capability_suite, rows_of
+from cola_lib.evaluate import CAPABILITIES, TASKS, EvalItem, Suite, capability_suite, rows_of, source_suite
 from cola_lib.evaluate import suite as suite_module
 
 BUDGET = 3000
@@ -176,6 +176,138 @@ def test_an_unknown_capability_has_nearest_names(smollm2_tokenizer):
     with pytest.raises(UnknownNameError, match="unknown capability 'maths'; nearest: math"):
         capability_suite(smollm2_tokenizer, capabilities=["maths"])
 
+
+def test_the_default_suite_is_what_it_was(smollm2_tokenizer):
+    # Written down: stored cells are found by it. If it has to change, raise the revision "suite".
+    small = capability_suite(smollm2_tokenizer, tokens_per_capability=1120)
+    assert (small.fingerprint, len(small.items)) == ("8e590fcd43f37b169d08", 59)
+
+
+# ------------------------------------------------------------------------------------------- over any sources
+
+SOURCES = {
+    "de": "multilingual:language=de",
+    "rust": "mbpp:language=rust",
+    "stem": "mmlu:group=stem",
+    "level 5": "math:level=5",
+    "prose/c++": "code",
+    "commonsense": "commonsense",
+}
+TOKENS = 1024
+
+
+@pytest.fixture(scope="module")
+def mixed(smollm2_tokenizer) -> Suite:
+    return source_suite(smollm2_tokenizer, SOURCES, tokens_per_source=TOKENS)
+
+
+def sample_id(item: EvalItem) -> str:
+    return item.id.rpartition("/")[2].partition("+")[0]
+
+
+def test_every_packaged_source_is_worded():
+    assert set(suite_module.FORMATS) == set(source_names()) - {"commonsense"}, "a union is worded as its members"
+
+
+def test_every_source_is_within_the_budget_and_from_the_evaluation_half(mixed, smollm2_tokenizer):
+    assert mixed.capabilities == tuple(SOURCES) and mixed.name == "sources"
+    assert len({item.id for item in mixed.items}) == len(mixed.items)
+    for name, count in zip(SOURCES, mixed.counts, strict=True):
+        items = of(mixed, name)
+        tokens = sum(cost(item, smollm2_tokenizer) for item in items)
+        assert TOKENS - 512 < tokens == count.tokens <= TOKENS and len(items) == count.items >= 2
+        held_out, calibration = (
+            {sample.id for sample in load_samples(SOURCES[name], half)} for half in ("evaluation", "calibration")
+        )
+        taken = {sample_id(item) for item in items}
+        assert taken <= held_out and not taken & calibration
+        assert {item.task for item in items} == {name} == {count.task} and count.available == len(held_out)
+
+
+def test_items_are_worded_as_in_the_capability_suite(suite, smollm2_tokenizer):
+    """Under the names of the tasks, the same seed gives the same items of each, but for how many fit."""
+    same = source_suite(smollm2_tokenizer, {task.name: task.source for task in TASKS}, tokens_per_source=1500)
+    for task in TASKS:
+        ours, theirs = (
+            [dataclasses.replace(item, capability="") for item in which.items if item.task == task.name]
+            for which in (same, suite)
+        )
+        n = min(len(ours), len(theirs))
+        assert n >= 2 and ours[:n] == theirs[:n]
+
+
+def test_a_smaller_budget_or_fewer_sources_give_the_same_first_items(mixed, smollm2_tokenizer):
+    names = ["rust", "de"]
+    small = source_suite(
+        smollm2_tokenizer, {name: SOURCES[name] for name in names}, tokens_per_source=TOKENS // 2, name="small"
+    )
+    assert small.capabilities == tuple(names) and small.name == "small"
+    for name in names:
+        first = of(small, name)
+        assert 2 <= len(first) < len(of(mixed, name)) and first == of(mixed, name)[: len(first)]
+    again = source_suite(smollm2_tokenizer, SOURCES, tokens_per_source=TOKENS, name="again")
+    assert again.items == mixed.items and again.fingerprint == mixed.fingerprint
+    other = source_suite(smollm2_tokenizer, SOURCES, tokens_per_source=TOKENS, seed=1)
+    assert all(of(other, name) != of(mixed, name) for name in SOURCES)
+
+
+@pytest.mark.parametrize("code", ["de", "ja"])
+def test_later_windows_continue_their_documents_after_every_first_one(code, smollm2_tokenizer, caplog):
+    source = f"multilingual:language={code}"
+    whole = source_suite(smollm2_tokenizer, {"it": source}, tokens_per_source=10**6)
+    assert "fewer than the budget" in caplog.text
+    documents = {s.id: s.text for s in load_samples(source, "evaluation")}
+    n = whole.counts[0].available
+    assert [item.id.partition("+")[2] for item in whole.items[:n]] == [""] * n == [""] * len(documents)
+    assert all("+" in item.id for item in whole.items[n:])
+    numbers = [int(item.id.partition("+")[2] or 0) for item in whole.items]
+    assert numbers == sorted(numbers) and max(numbers) > 1
+    for name, text in documents.items():
+        windows = [item.continuations[0] for item in whole.items if sample_id(item) == name]
+        joined = "".join(windows)
+        assert text.startswith(joined) and "\ufffd" not in joined
+        left = smollm2_tokenizer(text[len(joined) :], add_special_tokens=False)["input_ids"]
+        assert len(left) < suite_module.MIN_WINDOW_TOKENS, "all of the document is scored that makes a window"
+
+
+def test_a_budget_for_one_window_a_document_gives_just_these(smollm2_tokenizer):
+    first = source_suite(smollm2_tokenizer, {"de": "multilingual:language=de"}, tokens_per_source=12 * 128)
+    assert len(first.items) == first.counts[0].available == 12
+    assert not any("+" in item.id for item in first.items)
+
+
+def test_windows_need_a_tokenizer_that_gives_the_text_back(smollm2_tokenizer, monkeypatch):
+    real = smollm2_tokenizer.decode
+    monkeypatch.setattr(smollm2_tokenizer, "decode", lambda *args, **kwargs: real(*args, **kwargs).upper())
+    sources = {"de": "multilingual:language=de"}
+    assert source_suite(smollm2_tokenizer, sources, tokens_per_source=1000).items
+    with pytest.raises(DataError, match="does not give its text back"):
+        source_suite(smollm2_tokenizer, sources, tokens_per_source=10**6)
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "message"),
+    [
+        ({}, {}, "a suite over no sources"),
+        ({"de": "multilingual:language=de"}, {"tokens_per_source": 200}, "de: a budget of 200 .* 2 items.* least 256"),
+        ({"de": "multilingual:language=de"}, {"tokens_per_source": 9}, "has 2 items.*raise tokens_per_source"),
+        ({"mk": "multilingual:language=mk"}, {}, "mk: all .* windows of one document"),
+        ({"m": "math"}, {"max_length": 10}, "m: none of the 2551 items .*raise max_length"),
+        ({"he": "multilingual:language=he"}, {}, "0 samples in its evaluation half"),
+        ({"mine": "mine.jsonl"}, {}, "no evaluation half"),
+    ],
+)
+def test_a_source_that_gives_no_two_items_is_refused(sources, settings, message, smollm2_tokenizer):
+    with pytest.raises(DataError, match=message):
+        source_suite(smollm2_tokenizer, sources, **({"tokens_per_source": 2000} | settings))
+
+
+def test_an_unknown_source_has_nearest_names(smollm2_tokenizer):
+    with pytest.raises(UnknownNameError, match="unknown source 'mbp'; nearest: mbpp"):
+        source_suite(smollm2_tokenizer, {"rust": "mbp:language=rust"}, tokens_per_source=TOKENS)
+
+
+# ------------------------------------------------------------------------------------------- items and suites
 
 ITEM = EvalItem("id", "math", "gsm8k", "context", (" a", " b"), 1)
 

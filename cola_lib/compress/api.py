@@ -188,10 +188,14 @@ def _check_arguments(
         raise SpecError("give a calibration set or statistics, not both")
     if spec.calibrated and calibration is None and statistics is None:
         raise SpecError(f"{spec.method} reads calibration data: give a calibration set or statistics")
-    if statistics is not None and statistics.model != lm.fingerprint:
+    if statistics is not None:
+        _check_model(lm, statistics, "the statistics")
+
+
+def _check_model(lm: LanguageModel, statistics: LayerStatistics, what: str) -> None:
+    if statistics.model != lm.fingerprint:
         raise SpecError(
-            f"the statistics are of model {statistics.model} and this model is {lm.fingerprint}; "
-            "collect them on this one"
+            f"{what} are of model {statistics.model} and this model is {lm.fingerprint}; collect them on this one"
         )
 
 
@@ -216,6 +220,7 @@ def compress(
     *,
     statistics: LayerStatistics | None = None,
     propagate: Propagate = "compressed",
+    targets: Mapping[str, LayerStatistics] | None = None,
     progress: bool = True,
 ) -> CompressionReport:
     """Compress all linear layers of a model's blocks, in place.
@@ -233,6 +238,9 @@ def compress(
     propagate : {"compressed", "original"}
         What the blocks after a compressed one read, with ``calibration``. See
         :func:`~cola_lib.statistics.walk`.
+    targets : mapping of str to LayerStatistics, optional
+        Statistics, of this very model, of inputs on which every layer's output error is reported too: what the model
+        will be used for. They decide nothing.
     progress : bool
         Show a progress bar over blocks.
 
@@ -248,13 +256,16 @@ def compress(
         If a weight or an input is not finite or a Hessian is singular; the message names the layer.
     """
     _check_arguments(lm, spec, calibration, statistics)
+    for target, of_target in (targets or {}).items():
+        _check_model(lm, of_target, f"the statistics of target {target!r}")
     spec = settle(lm, spec)
     before, began, reports = lm.fingerprint, time.perf_counter(), []
     if not spec.calibrated:
         calibration = None
     with _unchanged_on_error(lm):
         for index, name, block, stats in _steps(lm, calibration, statistics, propagate, progress):
-            update = compress_block(block, name, stats, spec, lm.architecture, lm.model.config)
+            on_targets = {target: each.block(index) for target, each in (targets or {}).items()}
+            update = compress_block(block, name, stats, spec, lm.architecture, lm.model.config, on_targets)
             _apply(block, update.values)
             reports += update.reports
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))

@@ -44,6 +44,8 @@ class LayerReport:
         Bits of each weight, for quantizers.
     seconds : float
         Time spent on the layer; layers solved together share it evenly.
+    target_error : mapping of str to float
+        The same share as ``output_error``, on the inputs of each target.
     """
 
     layer: str
@@ -54,6 +56,7 @@ class LayerReport:
     sparsity: float
     bits: int | None
     seconds: float
+    target_error: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -177,20 +180,32 @@ def fold(
 
 
 def _report(
-    layer: str, W: Tensor, new: Tensor, scale: Tensor | None, problem: Problem, spec: Spec, seconds: float
+    layer: str,
+    W: Tensor,
+    new: Tensor,
+    scale: Tensor | None,
+    problem: Problem,
+    targets: Mapping[str, InputStatistics],
+    spec: Spec,
+    seconds: float,
 ) -> LayerReport:
     delta = (new if scale is None else new / scale) - W
-    stats = problem.stats
-    energy = stats.output_energy(W) if stats is not None else 0.0
+
+    def lost(stats: InputStatistics) -> float | None:
+        energy = stats.energy_of(layer, W)
+        return stats.output_energy(delta) / energy if energy > 0 else None
+
+    on_targets = {name: lost(stats) for name, stats in targets.items()}
     return LayerReport(
         layer=layer,
         d_out=W.shape[0],
         d_in=W.shape[1],
-        output_error=stats.output_energy(delta) / energy if stats is not None and energy > 0 else None,
+        output_error=lost(problem.stats) if problem.stats is not None else None,
         weight_error=float(delta.square().sum() / W.square().sum().clamp(min=torch.finfo(W.dtype).tiny)),
         sparsity=float((new == 0).float().mean()),
         bits=spec.bits if isinstance(spec, QuantSpec) else None,
         seconds=seconds,
+        target_error={name: error for name, error in on_targets.items() if error is not None},
     )
 
 
@@ -202,6 +217,7 @@ def compress_block(
     spec: Spec,
     architecture: Architecture,
     config: PretrainedConfig,
+    targets: Mapping[str, Mapping[str, InputStatistics]] | None = None,
 ) -> BlockUpdate:
     """Find new weights for the linear layers of a block.
 
@@ -219,6 +235,9 @@ def compress_block(
         The model type's row.
     config : PretrainedConfig
         The model's.
+    targets : mapping of str to mapping, optional
+        For each target, statistics by input group: what the new weights are judged by besides the calibration data.
+        They decide nothing.
 
     Returns
     -------
@@ -235,6 +254,7 @@ def compress_block(
     dtypes = {key: parameter.dtype for key, parameter in block.named_parameters()}
     for group in architecture.groups:
         stats = statistics[group.name] if statistics is not None else None
+        on_targets = {target: each[group.name] for target, each in (targets or {}).items()}
         layers = [f"{name}.{layer}" for layer in group.layers]
         weights = [block.get_submodule(layer).weight.float() for layer in group.layers]
         for layer, W in zip(layers, weights, strict=True):
@@ -246,7 +266,7 @@ def compress_block(
         seconds = (time.perf_counter() - began) / len(layers)
         for short, layer, W, new in zip(group.layers, layers, weights, solved, strict=True):
             update.values[f"{short}.weight"] = new
-            update.reports.append(_report(layer, W, new, scale, problem, spec, seconds))
+            update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds))
         if scale is not None:
             folds.append((group.producer, scale))
     for producer, scale in folds:

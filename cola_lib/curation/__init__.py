@@ -7,15 +7,19 @@ from cola_lib.curation.calibration_set import (
     interleave,
     random_tokens_set,
 )
+from cola_lib.curation.formats import FORMATS, Format, formats_of
 from cola_lib.curation.tokenization import LAYOUTS, Layout, draw_samples
 
 __all__ = [
+    "FORMATS",
     "LAYOUTS",
     "CalibrationSet",
+    "Format",
     "Layout",
     "build_calibration_set",
     "calibration_set",
     "draw_samples",
+    "formats_of",
     "interleave",
     "random_tokens_set",
 ]

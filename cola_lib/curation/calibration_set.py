@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cola_lib.curation.formats import Format, Wording
 from cola_lib.curation.tokenization import Layout, Row, draw_samples, generator, lay_out
 from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_external, load_samples
 from cola_lib.errors import DataError, OutputError, SpecError
@@ -43,7 +44,8 @@ class CalibrationSet:
     attention_mask : Tensor of shape (n_samples, seq_len) and dtype bool
         True at real tokens; padding is on the right.
     sample_ids : tuple of tuple of str
-        For each row, the ids of the samples in it.
+        For each row, the ids of the samples in it; exemplars of format ``"few_shot"`` stand after those that
+        they belong to.
     sources : tuple of str
         For each row, where its samples come from; several are joined by ``+``.
     name : str
@@ -54,6 +56,8 @@ class CalibrationSet:
         How the rows were made.
     draw, n_draws : int
         Which of several disjoint draws it is.
+    format : str
+        How the samples are worded, see :mod:`cola_lib.curation.formats`; several are joined by ``+``.
 
     Raises
     ------
@@ -70,6 +74,7 @@ class CalibrationSet:
     layout: str
     draw: int = 0
     n_draws: int = 1
+    format: str = "text"
 
     def __post_init__(self) -> None:
         shape = tuple(self.input_ids.shape)
@@ -136,12 +141,82 @@ class CalibrationSet:
             sources=self.sources[at],
         )
 
+    def split_rows(self, seq_len: int) -> CalibrationSet:
+        """Cut each row into consecutive shorter ones, to compare context lengths on exactly the same tokens.
+
+        Parameters
+        ----------
+        seq_len : int
+            Tokens in a new row; divides the present row length.
+
+        Returns
+        -------
+        CalibrationSet
+            With the same tokens in the same order under the same name. Rows that would be all padding are dropped.
+            Provenance is coarse: a new row has the samples and sources of the row that it was cut from, whether or
+            not each of them reaches into it.
+
+        Raises
+        ------
+        SpecError
+            If ``seq_len`` does not divide the row length.
+        """
+        if seq_len < 1 or self.seq_len % seq_len:
+            raise SpecError(
+                f"calibration set {self.name!r}: rows of {self.seq_len:,} tokens cannot be cut into rows of "
+                f"{seq_len:,}: take a divisor of {self.seq_len:,}"
+            )
+        mask = self.attention_mask.reshape(-1, seq_len)
+        kept = mask[:, 0]  # padding is on the right, so a row without a first token has none
+        parents = torch.arange(self.n_samples).repeat_interleave(self.seq_len // seq_len)[kept].tolist()
+        return replace(
+            self,
+            input_ids=self.input_ids.reshape(-1, seq_len)[kept],
+            attention_mask=mask[kept],
+            sample_ids=tuple(self.sample_ids[i] for i in parents),
+            sources=tuple(self.sources[i] for i in parents),
+        )
+
+    def repeat(self, times: int) -> CalibrationSet:
+        """Repeat all rows, to compare more of the same with as many new samples.
+
+        Parameters
+        ----------
+        times : int
+            How often each row comes; the set as it is comes first.
+
+        Returns
+        -------
+        CalibrationSet
+            Of ``times`` as many rows, under the same name.
+
+        Raises
+        ------
+        SpecError
+            If ``times`` is below 1.
+
+        Notes
+        -----
+        Statistics are sums over tokens, so they become ``times`` as large. A method that reads the Gram matrix only up
+        to scale (Wanda, SparseGPT, GPTQ with relative damping) gives the same weights, up to rounding of the sums.
+        """
+        if times < 1:
+            raise SpecError(f"times must be at least 1, and is {times}")
+        return replace(
+            self,
+            input_ids=self.input_ids.repeat(times, 1),
+            attention_mask=self.attention_mask.repeat(times, 1),
+            sample_ids=self.sample_ids * times,
+            sources=self.sources * times,
+        )
+
     def summary(self) -> str:
-        """Say in one line what the set holds."""
+        """Say in one line what the set holds; of formats, those other than the sources' own text."""
         counts = {source: self.sources.count(source) for source in dict.fromkeys(self.sources)}
         mix = ", ".join(f"{count} {source}" for source, count in counts.items())
+        worded = "" if self.format == "text" else f"{self.format}; "
         return (
-            f"{self.name}: {self.n_samples:,} rows of {self.seq_len:,} ({self.layout}; {mix}), "
+            f"{self.name}: {self.n_samples:,} rows of {self.seq_len:,} ({self.layout}; {worded}{mix}), "
             f"{self.n_tokens:,} effective tokens"
         )
 
@@ -189,7 +264,7 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> CalibrationSet:
-        """Read a set that :meth:`save` wrote.
+        """Read a set that :meth:`save` wrote; one from before there were formats holds its sources' own text.
 
         Parameters
         ----------
@@ -248,6 +323,8 @@ def build_calibration_set(
     n_draws: int = 1,
     segment_len: int | None = None,
     name: str | None = None,
+    format: Format = "text",
+    shots: int = 3,
 ) -> CalibrationSet:
     """Draw, tokenize and lay out samples.
 
@@ -272,6 +349,12 @@ def build_calibration_set(
         ``seq_len``. Give it to compare row lengths on the same stream of tokens.
     name : str, optional
         Default: the sources of the samples.
+    format : {"text", "question", "question_answer", "question_reasoning", "chat", "few_shot"}
+        How a sample is worded, see :mod:`cola_lib.curation.formats`. With layout ``"pad"``, row i is
+        the same sample in every format, and its id comes first in ``sample_ids``; what is longer than
+        ``seq_len`` is cut there, with a warning.
+    shots : int
+        For format ``"few_shot"``: exemplars before each sample, taken from the same draw.
 
     Returns
     -------
@@ -282,13 +365,16 @@ def build_calibration_set(
     ------
     DataError
         If the samples do not suffice, with what there is and what was asked for. Nothing is
-        ever repeated to fill up.
+        ever repeated to fill up. Or if a sample lacks what its format needs.
     SpecError
-        If a number is out of range.
+        If a number is out of range, or the tokenizer has no chat template for format ``"chat"``.
+    UnknownNameError
+        If there is no such layout or format.
     """
     if name is None:
         name = "+".join(dict.fromkeys(sample.source for sample in samples)) or "(no samples)"
     drawn = draw_samples(samples, seed=seed, draw=draw, n_draws=n_draws)
+    wording = Wording(format, drawn, tokenizer, shots=shots)
     rng = generator("window", seed, draw)
     try:
         rows = lay_out(
@@ -299,6 +385,7 @@ def build_calibration_set(
             seq_len=seq_len,
             rng=rng,
             segment_len=segment_len,
+            wording=wording,
         )
     except DataError as error:
         of = f", draw {draw} of {n_draws}" if n_draws > 1 else ""
@@ -307,13 +394,14 @@ def build_calibration_set(
     return CalibrationSet(
         input_ids,
         mask,
-        sample_ids=tuple(row.sample_ids for row in rows),
+        sample_ids=tuple(wording.provenance(row.sample_ids) for row in rows),
         sources=tuple("+".join(row.sources) for row in rows),
         name=name,
         seed=seed,
         layout=layout,
         draw=draw,
         n_draws=n_draws,
+        format=format,
     )
 
 
@@ -339,6 +427,8 @@ def calibration_set(
     n_draws: int = 1,
     segment_len: int | None = None,
     overlap: Literal["raise", "drop", "allow"] = "raise",
+    format: Format = "text",
+    shots: int = 3,
 ) -> CalibrationSet:
     """Load sources by name and mix them evenly into one calibration set.
 
@@ -352,6 +442,8 @@ def calibration_set(
     overlap : {"raise", "drop", "allow"}
         What to do with samples of a dataset of your own that share 13 words in a row with an
         evaluation item: refuse the set, leave them out with a warning, or keep them with a warning.
+    format, shots
+        As in :func:`build_calibration_set`; one format for all sources.
 
     Returns
     -------
@@ -361,9 +453,10 @@ def calibration_set(
     Raises
     ------
     DataError
-        If a source does not suffice, or repeats evaluation items.
+        If a source does not suffice, repeats evaluation items, or lacks what the format needs.
     SpecError
-        If there is no source, one comes twice, or there are fewer rows than sources.
+        If there is no source, one comes twice, there are fewer rows than sources, or the tokenizer has no
+        chat template for format ``"chat"``.
     """
     if not sources or len(set(sources)) < len(sources):
         raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
@@ -383,6 +476,8 @@ def calibration_set(
             n_draws=n_draws,
             segment_len=segment_len,
             name=source,
+            format=format,
+            shots=shots,
         )
         parts.append(replace(part, sources=(source,) * part.n_samples))
     return interleave(parts)
@@ -416,7 +511,7 @@ def interleave(parts: Sequence[CalibrationSet], *, name: str | None = None) -> C
     Returns
     -------
     CalibrationSet
-        All rows; seed, layout and draw are the first part's.
+        All rows; seed, layout and draw are the first part's, and the formats are joined by ``+``.
 
     Raises
     ------
@@ -440,6 +535,7 @@ def interleave(parts: Sequence[CalibrationSet], *, name: str | None = None) -> C
         sample_ids=tuple(part.sample_ids[i] for part, i in places),
         sources=tuple(part.sources[i] for part, i in places),
         name=name or "+".join(part.name for part in parts),
+        format="+".join(dict.fromkeys(one for part in parts for one in part.format.split("+"))),
     )
 
 

@@ -12,24 +12,29 @@
 ``pad``
     One document a row, cut after ``seq_len`` tokens or padded on the right.
 
-All three go through the samples in an order that depends on the seed alone, so the rows of a smaller
-set are the first rows of a larger one.
+All three go through the samples in an order that depends on their ids and the seed alone, so the rows of a
+smaller set are the first rows of a larger one. Row i of ``pad`` is therefore the same sample in every format of
+:mod:`cola_lib.curation.formats`; ``pack`` and ``truncate`` depend on lengths, and so on the format.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from cola_lib.curation.formats import Wording
 from cola_lib.data import Sample
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 Layout = Literal["pack", "truncate", "pad"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -94,15 +99,20 @@ def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws
     return [pool[i] for i in order[draw::n_draws]]
 
 
-def tokenize(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Sample, list[int]]]:
+def tokenize(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, wording: Wording | None = None
+) -> Iterator[tuple[Sample, list[int]]]:
     """Tokenize samples a few at a time, as far as they are asked for.
 
     Parameters
     ----------
     samples : sequence of Sample
-        Their ``text`` is used.
+        What to tokenize.
     tokenizer : PreTrainedTokenizerBase
-        Called with its own defaults: a beginning-of-sequence token is there if it adds one itself.
+        Called with its own defaults: a beginning-of-sequence token is there if it adds one itself. Special
+        tokens that a chat template has written are encoded as such, and none are added to them.
+    wording : Wording, optional
+        How the samples are worded. Default: their own ``text``.
 
     Yields
     ------
@@ -114,12 +124,15 @@ def tokenize(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> I
     Raises
     ------
     DataError
-        If a text has no tokens.
+        If a text has no tokens, or a sample lacks what its format needs.
     """
+    wording = wording or Wording("text", samples, tokenizer)
+    options = {} if wording.add_special_tokens else {"add_special_tokens": False}
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         # verbose=False: a document longer than the model's context is cut later, so no warning.
-        encoded = tokenizer([sample.text for sample in batch], return_attention_mask=False, verbose=False)
+        texts = [wording.text(sample) for sample in batch]
+        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
         for sample, ids in zip(batch, encoded["input_ids"], strict=True):
             if not ids:
                 raise DataError(f"source {sample.source!r}: sample {sample.id} has no tokens; remove it")
@@ -127,7 +140,11 @@ def tokenize(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> I
 
 
 def segments(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, *, segment_len: int
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    segment_len: int,
+    wording: Wording | None = None,
 ) -> Iterator[tuple[Sample, list[int]]]:
     """Yield the first segment of every document, then the second of those that have one, and so on.
 
@@ -139,6 +156,8 @@ def segments(
         With an end-of-sequence token.
     segment_len : int
         Longest segment, with the end-of-sequence token that closes it.
+    wording : Wording, optional
+        As in :func:`tokenize`.
 
     Yields
     ------
@@ -149,7 +168,7 @@ def segments(
     """
     eos = tokenizer.eos_token_id
     body = max(segment_len - 1, 1)
-    current: Iterable[tuple[Sample, list[int]]] = tokenize(samples, tokenizer)
+    current: Iterable[tuple[Sample, list[int]]] = tokenize(samples, tokenizer, wording)
     while True:
         longer = []
         for sample, ids in current:
@@ -170,6 +189,7 @@ def pack(
     seq_len: int,
     segment_len: int,
     rng: torch.Generator,
+    wording: Wording | None = None,
 ) -> list[Row]:
     """Lay segments of documents end to end and cut rows of ``seq_len`` tokens."""
     if tokenizer.eos_token_id is None:
@@ -179,7 +199,7 @@ def pack(
         )
     ids: list[int] = []
     owners: list[Sample] = []
-    for sample, segment in segments(samples, tokenizer, segment_len=segment_len):
+    for sample, segment in segments(samples, tokenizer, segment_len=segment_len, wording=wording):
         ids += segment
         owners += [sample] * len(segment)
         if len(ids) >= n_samples * seq_len:
@@ -201,11 +221,12 @@ def truncate(
     seq_len: int,
     segment_len: int,
     rng: torch.Generator,
+    wording: Wording | None = None,
 ) -> list[Row]:
     """Cut one window of ``seq_len`` tokens out of each long enough document."""
     rows: list[Row] = []
     longest = n_seen = 0
-    for sample, tokens in tokenize(samples, tokenizer):
+    for sample, tokens in tokenize(samples, tokenizer, wording):
         if len(rows) == n_samples:
             break
         n_seen += 1
@@ -229,11 +250,24 @@ def pad(
     seq_len: int,
     segment_len: int,
     rng: torch.Generator,
+    wording: Wording | None = None,
 ) -> list[Row]:
     """Put the first ``seq_len`` tokens of each document into a row of its own."""
     if len(samples) < n_samples:
         raise DataError(f"{len(samples):,} samples are there, and {n_samples:,} were asked for: ask for fewer")
-    return [_row(tokens[:seq_len], [sample]) for sample, tokens in tokenize(samples[:n_samples], tokenizer)]
+    tokenized = list(tokenize(samples[:n_samples], tokenizer, wording))
+    cut = [len(tokens) for _, tokens in tokenized if len(tokens) > seq_len]
+    if cut and wording is not None and wording.format != "text":  # a solved item loses its answer; web text no part
+        log.warning(
+            "format %r: %d of %d samples are cut and lose their end: they have more than the %d tokens of seq_len, the "
+            "longest %d",
+            wording.format,
+            len(cut),
+            n_samples,
+            seq_len,
+            max(cut),
+        )
+    return [_row(tokens[:seq_len], [sample]) for sample, tokens in tokenized]
 
 
 def _row(ids: list[int], owners: Sequence[Sample]) -> Row:
@@ -252,6 +286,7 @@ def lay_out(
     seq_len: int,
     rng: torch.Generator,
     segment_len: int | None = None,
+    wording: Wording | None = None,
 ) -> list[Row]:
     """Turn samples into rows.
 
@@ -271,6 +306,8 @@ def lay_out(
         Draws where the windows of ``"truncate"`` start.
     segment_len : int, optional
         For ``"pack"``: most tokens that a document gives at a time. Default: ``seq_len``.
+    wording : Wording, optional
+        As in :func:`tokenize`.
 
     Returns
     -------
@@ -293,4 +330,12 @@ def lay_out(
     segment_len = seq_len if segment_len is None else segment_len
     if segment_len < 2 and layout == "pack" and seq_len > 1:
         raise SpecError(f"segment_len must be at least 2, a token and the end of its segment, and is {segment_len}")
-    return _LAYOUTS[layout](samples, tokenizer, n_samples=n_samples, seq_len=seq_len, segment_len=segment_len, rng=rng)
+    return _LAYOUTS[layout](
+        samples,
+        tokenizer,
+        n_samples=n_samples,
+        seq_len=seq_len,
+        segment_len=segment_len,
+        rng=rng,
+        wording=wording,
+    )

@@ -45,23 +45,38 @@ MBPP_LANGUAGES = (
     "typescript",
 )
 
+MMLU_GROUPS: dict[str, tuple[str, ...]] = {
+    group: tuple(subjects.split())
+    for group, subjects in {
+        "stem": """
+            abstract_algebra astronomy college_biology college_chemistry college_computer_science
+            college_mathematics college_physics computer_security conceptual_physics electrical_engineering
+            elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
+            high_school_mathematics high_school_physics high_school_statistics machine_learning
+        """,
+        "humanities": """
+            formal_logic high_school_european_history high_school_us_history high_school_world_history
+            international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy
+            prehistory professional_law world_religions
+        """,
+        "social_sciences": """
+            econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics
+            high_school_microeconomics high_school_psychology human_sexuality professional_psychology
+            public_relations security_studies sociology us_foreign_policy
+        """,
+        "other": """
+            anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management
+            marketing medical_genetics miscellaneous nutrition professional_accounting professional_medicine
+            virology
+        """,
+    }.items()
+}
+"""The subjects of MMLU in the four groups of its authors (``categories.py`` of github.com/hendrycks/test).
 
-MMLU_SUBJECTS = tuple(
-    """
-    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology
-    college_chemistry college_computer_science college_mathematics college_medicine college_physics
-    computer_security conceptual_physics econometrics electrical_engineering elementary_mathematics
-    formal_logic global_facts high_school_biology high_school_chemistry high_school_computer_science
-    high_school_european_history high_school_geography high_school_government_and_politics
-    high_school_macroeconomics high_school_mathematics high_school_microeconomics
-    high_school_physics high_school_psychology high_school_statistics high_school_us_history
-    high_school_world_history human_aging human_sexuality international_law jurisprudence
-    logical_fallacies machine_learning management marketing medical_genetics miscellaneous
-    moral_disputes moral_scenarios nutrition philosophy prehistory professional_accounting
-    professional_law professional_medicine professional_psychology public_relations security_studies
-    sociology us_foreign_policy virology world_religions
-    """.split()
-)
+lm-eval has one subject elsewhere: it counts anatomy as STEM, the authors count it as health and so as other.
+"""
+
+MMLU_SUBJECTS = tuple(sorted(chain.from_iterable(MMLU_GROUPS.values())))
 
 
 def question_answer(question: str, answer: str, reasoning: str | None = None) -> str:

@@ -65,6 +65,8 @@ class _Source:
     fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Attribute of :class:`Sample` that each filter compares; ``rationale`` needs none."""
     defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=lambda: MappingProxyType({}))
+    """For a filter whose values stand for several of the attribute's: which."""
 
 
 def _corpus(
@@ -73,10 +75,8 @@ def _corpus(
     domain: str,
     licence: str,
     read: Callable[[], list[Sample]],
-    *,
-    fraction: float = TEXT_FRACTION,
 ) -> _Source:
-    return _Source(SourceInfo(name, summary, domain, licence, evaluation_fraction=fraction), read)
+    return _Source(SourceInfo(name, summary, domain, licence, evaluation_fraction=TEXT_FRACTION), read)
 
 
 def _benchmark(
@@ -88,6 +88,7 @@ def _benchmark(
     *,
     filters: Mapping[str, tuple[str, tuple[str, ...]]] | None = None,
     defaults: Mapping[str, str] | None = None,
+    groups: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     fraction: float = BENCHMARK_FRACTION,
 ) -> _Source:
     filters = filters or {}
@@ -97,6 +98,7 @@ def _benchmark(
         read,
         {key: attribute for key, (attribute, _) in filters.items()},
         defaults or {},
+        groups or {},
     )
 
 
@@ -108,13 +110,14 @@ _PACKAGED: tuple[_Source, ...] = (
     _corpus("stories", "short synthetic stories (TinyStories)", "fiction", "CDLA-Sharing-1.0", corpora.stories),
     _corpus("technical", "articles, manuals and licences", "technical", "as exllamav3 ships it", corpora.technical),
     _corpus("code", "source code in many programming languages", "code", "as exllamav3 ships it", corpora.code),
-    _corpus(
+    # Split as a benchmark: each language has little, and is calibrated on as well as scored.
+    _benchmark(
         "multilingual",
-        "text in some 25 natural languages",
+        f"text in {len(corpora.MULTILINGUAL_LANGUAGES)} natural languages",
         "multilingual",
         "as exllamav3 ships it",
         corpora.multilingual,
-        fraction=BENCHMARK_FRACTION,  # each language has little, and is calibrated on as well as scored
+        filters={"language": ("language", corpora.MULTILINGUAL_LANGUAGES)},
     ),
     _benchmark(
         "gsm8k",
@@ -182,7 +185,11 @@ _PACKAGED: tuple[_Source, ...] = (
         "knowledge",
         "MIT",
         benchmarks.mmlu,
-        filters={"subject": ("subject", benchmarks.MMLU_SUBJECTS)},
+        filters={
+            "subject": ("subject", benchmarks.MMLU_SUBJECTS),
+            "group": ("subject", tuple(benchmarks.MMLU_GROUPS)),
+        },
+        groups={"group": benchmarks.MMLU_GROUPS},
     ),
 )
 
@@ -233,9 +240,10 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
     ----------
     name : str
         A named source, with filters after colons and several values after commas: ``"math"``,
-        ``"math:level=4,5:subject=algebra"``, ``"gsm8k:rationale=no"``, ``"mbpp:language=rust"``. Or a
-        Hugging Face dataset ``"hf:NAME[:config][:split][:column]"``, or a local file
-        ``"notes.jsonl"``, ``"notes.jsonl:column=body"``, ``.parquet`` or ``.txt``.
+        ``"math:level=4,5:subject=algebra"``, ``"gsm8k:rationale=no"``, ``"mbpp:language=rust"``,
+        ``"multilingual:language=de,fr"``, ``"mmlu:group=stem"``. Or a Hugging Face dataset
+        ``"hf:NAME[:config][:split][:column]"``, or a local file ``"notes.jsonl"``,
+        ``"notes.jsonl:column=body"``, ``.parquet`` or ``.txt``.
     split : {"calibration", "evaluation", "all"}
         No calibration item is ever an evaluation item, under any name, filter or format. What the
         user brings is all calibration.
@@ -277,7 +285,10 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
     half = _half(info.name, split)
     kept = _filtered(half, source, dict(source.defaults) | filters)
     if not kept:
-        raise DataError(f"source {name!r} has 0 samples: its filters leave none of {len(half):,}. Drop one of them")
+        where = "" if split == "all" else f" in its {split} half"
+        raise DataError(
+            f"source {name!r} has 0 samples{where}: its filters leave none of {len(half):,}. Drop one of them"
+        )
     return kept
 
 
@@ -315,15 +326,27 @@ def parse_filters(name: str, info: SourceInfo) -> dict[str, str]:
             raise DataError(f"source {name!r}: filter {key!r} comes twice; join its values with a comma")
         for one in value.split(","):
             if one not in info.filters[key]:
-                raise UnknownNameError(f"{key} of source {info.name!r}", one, info.filters[key])
+                raise _unknown_value(info, key, one)
         found[key] = value
     return found
+
+
+def _unknown_value(info: SourceInfo, key: str, value: str) -> UnknownNameError:
+    """Say that a filter does not take a value, and what it takes."""
+    known = info.filters[key]
+    kind = f"{key} of source {info.name!r}"
+    error = UnknownNameError(kind, value, known)
+    if max(map(len, known)) <= 2 and "; known: " not in str(error):
+        # Any code of two letters is near to those that share one: only the whole list helps.
+        return UnknownNameError(kind, value, known, f"Known: {', '.join(known)}")
+    return error
 
 
 def _filtered(samples: Sequence[Sample], source: _Source, filters: Mapping[str, str]) -> list[Sample]:
     kept = list(samples)
     for key, value in filters.items():
-        wanted = set(value.split(","))
+        members = source.groups.get(key, {})
+        wanted = {each for one in value.split(",") for each in members.get(one, (one,))}
         if key == "rationale":
             kept = kept if "yes" in wanted else [_without_rationale(sample) for sample in kept]
         elif "all" not in wanted:

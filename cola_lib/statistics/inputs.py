@@ -37,6 +37,7 @@ class InputStatistics:
     abs_sum: Tensor
     n_tokens: float
     _factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _energies: dict[str, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> InputStatistics:
@@ -66,6 +67,7 @@ class InputStatistics:
         """
         X = X.float()
         self.forget_factors()
+        self._energies.clear()
         self.gram.addmm_(X.T, X)
         self.abs_sum += X.abs().sum(0)
         self.n_tokens += X.shape[0]
@@ -92,6 +94,20 @@ class InputStatistics:
         """
         W = W.float()
         return float(((W @ self.gram) * W).sum(dtype=torch.float64))
+
+    def energy_of(self, layer: str, W: Tensor) -> float:
+        """Energy that a layer of the untouched model makes of these inputs, computed once.
+
+        Parameters
+        ----------
+        layer : str
+            Name under which it is kept: every method that is tried on a layer asks for it.
+        W : Tensor of shape (d_out, d_in)
+            The layer's weight before compression.
+        """
+        if layer not in self._energies:
+            self._energies[layer] = self.output_energy(W)
+        return self._energies[layer]
 
     def inverse_factor(self, damp: float, layer: str, *, act_order: bool = False) -> tuple[Tensor, Tensor]:
         """Upper Cholesky factor of the inverse of the damped Hessian, and the column order it is in.
