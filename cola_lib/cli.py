@@ -601,6 +601,35 @@ def notebook(
         typer.echo(f"[{number}/{len(runs)}] {run.source.stem}: {seconds:.0f} s, {run.out}", err=True)
 
 
+@app.command()
+def claims(
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store", help="Folder or fsspec URL whose findings are read; of the repository, the evidence.", metavar="URL"
+        ),
+    ] = "evidence",
+    parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts.
+
+    The findings are those that the book's notebooks computed. The repository holds those of the standard profile in
+    evidence; after make book, results holds your own.
+    """
+    from cola_lib.analysis import scorecard, scorecard_parts
+    from cola_lib.verdicts import recorded
+
+    findings = [finding for found in recorded(store).values() for finding in found]
+    table = scorecard_parts(findings) if parts else scorecard(findings)
+    if as_json:
+        rows = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")
+        _print_json(rows)
+        return
+    columns = ["claim", "part", "ours", "verdict"] if parts else ["claim", "title", "paper", "ours", "verdict"]
+    _print_table(columns, table[columns].astype(str).to_numpy().tolist())
+
+
 # ------------------------------------------------------------------------------------------------- helpers
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 
 from cola_lib.compress import method_spec
@@ -54,3 +57,47 @@ def test_methods_are_written_as_mappings():
         as_spec({"bits": 3})
     with pytest.raises(UnknownNameError, match="nearest: sparsity"):
         as_spec({"method": "wanda", "sparcity": 0.5})
+
+
+def test_conditions_vary_more_than_source_and_draw(small):
+    conditions = [
+        {"source": "gsm8k", "draw": 1, "format": fmt, "layout": "pad"} for fmt in ("question", "question_reasoning")
+    ]
+    grid = small.run_conditions(conditions, METHODS[:1], n_draws=2, progress=False)
+    calibrated = grid.frame[grid.frame["source"].notna()]
+    assert set(calibrated["format"]) == {"question", "question_reasoning"}
+    assert set(calibrated["layout"]) == {"pad"}
+    assert set(calibrated["draw"]) == {1}
+    assert calibrated["calibration"].nunique() == 2
+
+
+def test_rows_can_be_cut_and_repeated(small):
+    whole = small.calibration("c4")
+    cut = small.calibration("c4", split_rows=8)
+    assert (cut.n_samples, cut.seq_len) == (4 * whole.n_samples, 8)
+    assert cut.input_ids.flatten().tolist() == whole.input_ids.flatten().tolist()
+    assert small.calibration("c4", repeat=3).n_samples == 3 * whole.n_samples
+
+
+def test_targets_share_no_sample_with_any_draw(small):
+    experiment = replace(small, targets={"math": ("gsm8k",)}, target_samples=2)
+    sets = [experiment.calibration("gsm8k", draw, 2) for draw in range(2)]
+    target = experiment.target_sets(2)["math"]
+    ids = [{i for row in one.sample_ids for i in row} for one in (*sets, target)]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+
+
+def test_activations_are_measured_once(small):
+    experiment = replace(small, n_samples=4, targets={"math": ("gsm8k",), "code": ("mbpp",)}, target_samples=4)
+    first = experiment.activations(["c4", "code"], draws=1)
+    assert (first.n_computed, first.n_read) == (2, 0)
+    assert set(first.frame["target"]) == {"", "math", "code"}
+    assert {"coverage", "effective_rank", "eigenvalue"} <= set(first.frame["feature"])
+    again = experiment.activations(["c4", "code"], draws=1)
+    assert (again.n_computed, again.n_read) == (0, 2)
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+
+
+def test_other_sources_can_be_scored_than_capabilities(small):
+    experiment = replace(small, evaluate_on={"rust": "mbpp:language=rust", "go": "mbpp:language=go"})
+    assert experiment.suite.capabilities == ("rust", "go")

@@ -6,17 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from cola_lib.compress import compress, method_spec, restored
 from cola_lib.curation import CalibrationSet, build_calibration_set
 from cola_lib.data import Sample
-from cola_lib.errors import NumericsError, SpecError, StoreError, UnknownNameError
+from cola_lib.errors import EvidenceError, NumericsError, SpecError, StoreError, UnknownNameError
 from cola_lib.evaluate import EvalItem, Suite, evaluate
-from cola_lib.experiments import ResultStore, run_grid, runner
+from cola_lib.experiments import ResultStore, Workspace, run_grid, runner, workspace
 from cola_lib.models import LanguageModel
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_models import tiny_language_model
@@ -60,13 +62,14 @@ def calls(monkeypatch) -> dict[str, int]:
     """How often the expensive steps ran."""
     counts = {"collect_statistics": 0, "compress": 0, "evaluate": 0}
     for name in counts:
-        original = getattr(runner, name)
+        module = workspace if name == "collect_statistics" else runner
+        original = getattr(module, name)
 
         def counted(*args, _name=name, _original=original, **kwargs):
             counts[_name] += 1
             return _original(*args, **kwargs)
 
-        monkeypatch.setattr(runner, name, counted)
+        monkeypatch.setattr(module, name, counted)
     return counts
 
 
@@ -276,3 +279,76 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_computed_twice(lm, tmp
     resumed = grid(lm, sets, store)
     assert resumed.n_computed == 0
     pd.testing.assert_frame_equal(resumed.frame, undisturbed.frame)
+
+
+# ----------------------------------------------------------------------- targets, sharing, spot checks
+
+
+def test_layer_errors_on_a_target_are_those_of_its_own_statistics(lm, sets, store):
+    """On a target that is the calibration set itself, the error is the calibration error; on another it is not."""
+    spec = method_spec("gptq", bits=3, group_size=16)
+    targets = {"same": sets[0], "other": sets[1]}
+    grid = run_grid(lm, sets[:1], [spec], SUITE, store, targets=targets, progress=False)
+    layers = grid.layers
+    assert layers["error_on_same"].to_numpy() == pytest.approx(layers["output_error"].to_numpy(), rel=1e-5)
+    assert (layers["error_on_other"] > layers["output_error"]).mean() > 0.9  # solved for one, judged on the other
+
+
+def test_targets_are_part_of_a_cell_s_name(lm, sets, store):
+    run_grid(lm, sets[:1], SPECS[:1], SUITE, store, progress=False)
+    again = run_grid(lm, sets[:1], SPECS[:1], SUITE, store, targets={"t": sets[1]}, progress=False)
+    assert (again.n_read, again.n_computed) == (1, 1)  # the dense model makes no errors, so it is read
+
+
+def test_a_set_that_begins_with_the_last_one_is_walked_over_the_rest(lm, sets, monkeypatch):
+    walked = []
+    real = workspace.collect_statistics
+
+    def counted(lm, calibration, **options):
+        walked.append(calibration.n_samples)
+        return real(lm, calibration, **options)
+
+    monkeypatch.setattr(workspace, "collect_statistics", counted)
+    bench, whole = Workspace(), sets[0]
+    first = bench.statistics(lm, whole.rows(0, 1))
+    bench.statistics(lm, whole.rows(0, 1))
+    found = bench.statistics(lm, whole)
+    assert walked == [1, whole.n_samples - 1]
+    assert first.n_tokens == 32  # what was handed out is not added to
+    direct = real(lm, whole, progress=False)
+    for key, stats in direct.items():
+        torch.testing.assert_close(found[key].gram, stats.gram, rtol=1e-4, atol=1e-4)
+        assert found[key].n_tokens == stats.n_tokens
+    assert found.calibration == direct.calibration
+    bench.statistics(lm, sets[1])
+    assert walked[-1] == sets[1].n_samples
+
+
+def test_a_stored_cell_is_computed_again_and_agrees(lm, sets, store, calls):
+    run_grid(lm, sets, SPECS, SUITE, store, progress=False)
+    before = dict(calls)
+    grid = run_grid(lm, sets, SPECS, SUITE, store, spot_check=True, progress=False)
+    assert grid.n_computed == 0
+    assert calls["evaluate"] == before["evaluate"] + 1
+    (check,) = grid.checks
+    assert check.cell in set(grid.frame["cell"])
+    assert check.largest < 1e-5
+    assert check.cell in grid.provenance
+
+
+def test_a_stored_cell_that_does_not_come_out_again_fails(lm, sets, store):
+    run_grid(lm, sets[:1], SPECS[:1], SUITE, store, dense=False, progress=False)
+    (result,) = store
+    scores = result.scores.assign(choice_nll=[tuple(1.1 * x for x in nll) for nll in result.scores["choice_nll"]])
+    store.put(replace(result, scores=scores))
+    with pytest.raises(EvidenceError, match=r"wanda 50% · band.*differs from what is stored by 9\.\d%"):
+        run_grid(lm, sets[:1], SPECS[:1], SUITE, store, dense=False, spot_check=True, progress=False)
+
+
+def test_grids_add_up_without_repeats(lm, sets, store):
+    one = run_grid(lm, sets[:1], SPECS, SUITE, store, progress=False)
+    two = run_grid(lm, sets, SPECS, SUITE, store, progress=False)
+    both = one + two
+    assert both.frame["cell"].nunique() == two.frame["cell"].nunique()
+    assert len(both.frame) == len(two.frame)
+    assert (both.n_read, both.n_computed) == (one.n_read + two.n_read, one.n_computed + two.n_computed)

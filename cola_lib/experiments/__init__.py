@@ -1,21 +1,35 @@
 """Experiments: grids of cells, each computed once, kept by its content, and found again."""
 
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec
-from cola_lib.experiments.runner import CELL_COLUMNS, DENSE, SET_COLUMNS, GridResult, device_name, run_grid
+from cola_lib.experiments.experiment import RANDOM_TOKENS, TARGETS, Experiment, as_spec
+from cola_lib.experiments.runner import (
+    CELL_COLUMNS,
+    DENSE,
+    SET_COLUMNS,
+    TOLERANCE,
+    GridResult,
+    SpotCheck,
+    device_name,
+    run_grid,
+)
 from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.workspace import Workspace
 
 __all__ = [
     "CELL_COLUMNS",
     "DENSE",
     "RANDOM_TOKENS",
     "SET_COLUMNS",
+    "TARGETS",
+    "TOLERANCE",
     "CellKey",
     "CellResult",
     "Experiment",
     "GridResult",
     "Label",
     "ResultStore",
+    "SpotCheck",
+    "Workspace",
     "as_spec",
     "cell_key",
     "current_versions",

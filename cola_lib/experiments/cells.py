@@ -40,6 +40,8 @@ class CellKey:
         What the blocks after a compressed one read; ``None`` where the method reads no data.
     revisions : mapping of str to int
         Of the algorithms that are in neither of the fingerprints above.
+    targets : mapping of str to str or None
+        Fingerprint of the inputs of each target on which the layers' errors were measured; ``None`` without.
     """
 
     model: str
@@ -48,11 +50,15 @@ class CellKey:
     calibration: str | None
     propagate: str | None
     revisions: Mapping[str, int]
+    targets: Mapping[str, str] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """The cell's name in every store."""
-        return fingerprint(asdict(self))
+        facts = asdict(self)
+        if self.targets is None:
+            del facts["targets"]  # cells without targets keep the names they had before there were any
+        return fingerprint(facts)
 
 
 def cell_key(
@@ -63,6 +69,7 @@ def cell_key(
     calibrated: bool = False,
     calibration: str | None = None,
     propagate: str | None = None,
+    targets: Mapping[str, str] | None = None,
 ) -> CellKey:
     """Name a cell.
 
@@ -79,17 +86,20 @@ def cell_key(
         Fingerprint of the calibration set.
     propagate : str, optional
         ``"original"`` or ``"compressed"``.
+    targets : mapping of str to str, optional
+        Fingerprints of the targets' inputs; dropped for the dense model, which makes no errors.
 
     Raises
     ------
     SpecError
         If the method reads calibration data and there is none.
     """
+    targets = dict(sorted(targets.items())) if targets and spec is not None else None
     if not calibrated:
-        return CellKey(model, suite, spec, None, None, revisions("likelihood"))
+        return CellKey(model, suite, spec, None, None, revisions("likelihood"), targets)
     if calibration is None or propagate is None:
         raise SpecError(f"a cell of {spec and spec.get('method')} needs a calibration set and a propagation mode")
-    return CellKey(model, suite, spec, calibration, propagate, revisions("likelihood", "walk"))
+    return CellKey(model, suite, spec, calibration, propagate, revisions("likelihood", "walk"), targets)
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,8 @@ class CellResult:
     labels : mapping of str to str, int, float, bool or None
         What a reader calls it: model, method, source, draw, seed and so on. They decide nothing.
     layers : pandas.DataFrame
-        One row per compressed layer: ``layer``, ``output_error``, ``weight_error``, ``sparsity``. Empty for the
-        dense model.
+        One row per compressed layer: ``layer``, ``output_error``, ``weight_error``, ``sparsity``, and for each target
+        ``error_on_`` and its name. Empty for the dense model.
     device : str
         Where it was computed.
     seconds : float

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from cola_lib.compress import Spec, method_spec
 from cola_lib.curation import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.errors import SpecError
-from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite
+from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suite
 from cola_lib.experiments.cells import Label
+from cola_lib.experiments.features import run_activations
 from cola_lib.experiments.runner import GridResult, run_grid
 from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
 """Source name of the control that holds no language at all."""
+
+TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "language": ("c4", "wikipedia"),
+        "commonsense": ("commonsense",),
+        "math": ("gsm8k", "math"),
+        "code": ("mbpp",),
+        "knowledge": ("mmlu",),
+    }
+)
+"""For each capability, sources whose calibration half holds texts like those it is evaluated on."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,16 @@ class Experiment:
         Of the order in which a source's samples are drawn.
     device : str
         ``"auto"`` takes CUDA when it is there.
+    targets : mapping of str to sequence of str
+        For each target, sources; :data:`TARGETS` has one for each capability. Their texts come from the calibration
+        half too, from a draw of their own that nothing is calibrated on.
+    target_samples : int
+        Rows of a target's set.
+    evaluate_on : mapping of str to str, optional
+        Instead of capabilities: for each name, the source whose evaluation half is scored under it, see
+        :func:`~cola_lib.evaluate.source_suite`.
+    spot_check : bool
+        Compute one stored cell of every grid again, and compare.
     """
 
     model: str = "smollm2-135m"
@@ -58,6 +82,10 @@ class Experiment:
     layout: Layout = "pack"
     seed: int = 0
     device: str = "auto"
+    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    target_samples: int = 16
+    evaluate_on: Mapping[str, str] | None = None
+    spot_check: bool = False
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -67,13 +95,26 @@ class Experiment:
     @cached_property
     def suite(self) -> Suite:
         """The fixed sample of evaluation items."""
+        if self.evaluate_on is not None:
+            return source_suite(self.lm.tokenizer, self.evaluate_on, tokens_per_source=self.tokens_per_capability)
         return capability_suite(
             self.lm.tokenizer,
             tokens_per_capability=self.tokens_per_capability,
             capabilities=tuple(self.capabilities),
         )
 
-    def calibration(self, source: str | Sequence[str], draw: int = 0, n_draws: int = 1) -> CalibrationSet:
+    @cached_property
+    def workspace(self) -> Workspace:
+        """What this experiment's grids share."""
+        return Workspace()
+
+    def _divided(self, n_draws: int) -> int:
+        """Into how many draws a source is divided: the targets take one more, which nothing is calibrated on."""
+        return n_draws + bool(self.targets)
+
+    def calibration(
+        self, source: str | Sequence[str], draw: int = 0, n_draws: int = 1, **options: Any
+    ) -> CalibrationSet:
         """Build one calibration set.
 
         Parameters
@@ -82,19 +123,40 @@ class Experiment:
             A source's name, :data:`RANDOM_TOKENS`, or several names to be mixed evenly.
         draw, n_draws : int
             Which of how many disjoint draws.
+        **options
+            Other arguments of :func:`~cola_lib.curation.calibration_set` than this experiment's own (``n_samples``,
+            ``seq_len``, ``layout``, ``format``, ``segment_len``); ``split_rows``, to cut every row into rows of so
+            many tokens; and ``repeat``, to have every row so many times.
         """
+        split, times = options.pop("split_rows", None), options.pop("repeat", 1)
+        sizes = {"n_samples": self.n_samples, "seq_len": self.seq_len, "layout": self.layout} | options
         if source == RANDOM_TOKENS:
-            return random_tokens_set(self.lm.tokenizer, self.n_samples, self.seq_len, seed=self.seed + draw)
-        return calibration_set(
-            _names(source),
-            self.lm.tokenizer,
-            n_samples=self.n_samples,
-            seq_len=self.seq_len,
-            seed=self.seed,
-            layout=self.layout,
-            draw=draw,
-            n_draws=n_draws,
-        )
+            built = random_tokens_set(self.lm.tokenizer, sizes["n_samples"], sizes["seq_len"], seed=self.seed + draw)
+        else:
+            built = calibration_set(
+                _names(source),
+                self.lm.tokenizer,
+                seed=self.seed,
+                draw=draw,
+                n_draws=self._divided(n_draws),
+                **sizes,
+            )
+        if split is not None:
+            built = built.split_rows(split)
+        return built.repeat(times) if times > 1 else built
+
+    def target_sets(self, n_draws: int = 1) -> dict[str, CalibrationSet]:
+        """Texts of each target.
+
+        Parameters
+        ----------
+        n_draws : int
+            Of the calibration sets that they must share no text with.
+        """
+        return {
+            name: self.calibration(sources, n_draws, n_draws, n_samples=self.target_samples)
+            for name, sources in self.targets.items()
+        }
 
     def run(
         self,
@@ -129,22 +191,99 @@ class Experiment:
         GridResult
             With labels ``source`` and ``draw``; methods that read no data occur once.
         """
-        wanted = range(draws) if isinstance(draws, int) else draws
-        divided = n_draws or (draws if isinstance(draws, int) else max(draws) + 1)
-        if max(wanted, default=0) >= divided:
-            raise SpecError(f"draw {max(wanted)} was asked for, of {divided} draws numbered from 0")
-        grid = [(source, draw) for source in sources for draw in wanted]
+        conditions, divided = _conditions(sources, draws, n_draws)
+        return self.run_conditions(conditions, methods, n_draws=divided, propagate=propagate, progress=progress)
+
+    def run_conditions(
+        self,
+        conditions: Sequence[Mapping[str, Any]],
+        methods: Sequence[Spec | Mapping[str, Any]],
+        *,
+        n_draws: int,
+        propagate: Propagate = "original",
+        progress: bool = True,
+    ) -> GridResult:
+        """Evaluate every method under calibration sets that differ in more than source and draw.
+
+        Parameters
+        ----------
+        conditions : sequence of mapping
+            One for each calibration set: ``source``, ``draw``, and the options of :meth:`calibration`. Put sets that
+            begin with one another's rows next to each other, smallest first: they then cost one walk.
+        methods, propagate, progress
+            As in :meth:`run`.
+        n_draws : int
+            Into how many disjoint draws each source is divided.
+
+        Returns
+        -------
+        GridResult
+            Every option of a condition is a label.
+
+        Raises
+        ------
+        SpecError
+            If a draw is asked for that there is not.
+        """
+        last = max((condition.get("draw", 0) for condition in conditions), default=0)
+        if last >= n_draws:
+            raise SpecError(f"draw {last} was asked for, of {n_draws} draws numbered from 0")
         builders: list[Callable[[], CalibrationSet]] = [
-            partial(self.calibration, source, draw, divided) for source, draw in grid
+            partial(self.calibration, **{"n_draws": n_draws, **condition}) for condition in conditions
         ]
-        labels: list[Mapping[str, Label]] = [
-            {"source": "+".join(_names(source)), "draw": draw} for source, draw in grid
-        ]
-        specs = [as_spec(method) for method in methods]
-        store = ResultStore(self.store, packed=self.packed)
         return run_grid(
-            self.lm, builders, specs, self.suite, store, propagate=propagate, labels=labels, progress=progress
+            self.lm,
+            builders,
+            [as_spec(method) for method in methods],
+            self.suite,
+            ResultStore(self.store, packed=self.packed),
+            propagate=propagate,
+            labels=[_labels(condition) for condition in conditions],
+            targets=self.target_sets(n_draws),
+            workspace=self.workspace,
+            spot_check=self.spot_check,
+            progress=progress,
         )
+
+    def activations(
+        self, sources: Sequence[str | Sequence[str]], *, draws: int | Sequence[int] = 3, n_draws: int | None = None
+    ) -> GridResult:
+        """Measure sources in activation space, by themselves and for each target.
+
+        Parameters
+        ----------
+        sources, draws, n_draws
+            As in :meth:`run`; the same calibration sets.
+
+        Returns
+        -------
+        GridResult
+            See :func:`~cola_lib.experiments.features.run_activations`.
+        """
+        conditions, divided = _conditions(sources, draws, n_draws)
+        return run_activations(
+            self.lm,
+            [partial(self.calibration, n_draws=divided, **condition) for condition in conditions],
+            self.target_sets(divided),
+            ResultStore(self.store, packed=self.packed),
+            labels=[_labels(condition) for condition in conditions],
+            workspace=self.workspace,
+        )
+
+
+def _conditions(
+    sources: Sequence[str | Sequence[str]], draws: int | Sequence[int], n_draws: int | None
+) -> tuple[list[dict[str, Any]], int]:
+    """Every source with every draw, and into how many draws a source is divided."""
+    wanted = range(draws) if isinstance(draws, int) else draws
+    divided = n_draws or (draws if isinstance(draws, int) else max(draws) + 1)
+    return [{"source": source, "draw": draw} for source in sources for draw in wanted], divided
+
+
+def _labels(condition: Mapping[str, Any]) -> dict[str, Label]:
+    """Name a condition as a reader would; rows that are cut say how long they are themselves."""
+    labels = {name: value for name, value in condition.items() if name not in ("source", "seq_len")}
+    return {"source": "+".join(_names(condition["source"])), "draw": 0, **labels}
 
 
 def as_spec(method: Spec | Mapping[str, Any]) -> Spec:

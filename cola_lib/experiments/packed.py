@@ -64,7 +64,10 @@ class PackedCells(Mapping[str, CellResult]):
     """
 
     def __init__(self, data: bytes) -> None:
-        table = pq.read_table(pa.BufferReader(data))
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except pa.ArrowException as error:
+            raise ValueError(f"no Parquet file of cells: {error}") from error
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
         self._digests = self._columns.pop("sha256").to_pylist()
         self._row = {key: row for row, key in enumerate(self._columns.pop("key").to_pylist())}

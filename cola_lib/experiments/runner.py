@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from cola_lib.compress import CompressionReport, Spec, compress, restored, settle
 from cola_lib.curation import CalibrationSet
-from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.errors import EvidenceError, SpecError, UnknownNameError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
 from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel
-from cola_lib.statistics import PROPAGATE, LayerStatistics, Propagate, collect_statistics
+from cola_lib.statistics import PROPAGATE, Propagate
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,44 @@ LazySet = CalibrationSet | Callable[[], CalibrationSet]
 CELL_COLUMNS = ("model", "method", "label", "calibrated", "propagate")
 """Labels that every cell has, besides those of its calibration set."""
 
-SET_COLUMNS = ("source", "draw", "seed", "n_samples", "seq_len", "layout", "calibration_tokens", "calibration")
+SET_COLUMNS = (
+    "source",
+    "draw",
+    "seed",
+    "n_samples",
+    "seq_len",
+    "layout",
+    "format",
+    "calibration_tokens",
+    "calibration",
+)
 """Labels of a calibration set; missing for cells that read none."""
+
+
+TOLERANCE = 0.02
+"""How far a capability's bits per byte may lie from the stored ones when a cell is computed again, as a share of them.
+
+The same machine gives the same numbers. Another one sums in another order, and a rounding that falls the other way
+early in a sweep moves what comes after it."""
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """A stored cell that was computed again.
+
+    Parameters
+    ----------
+    cell : str
+        Fingerprint.
+    description : str
+        Method, source and draw.
+    largest : float
+        Largest difference of a capability's bits per byte, as a share of the stored value.
+    """
+
+    cell: str
+    description: str
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +93,8 @@ class GridResult:
         Where the computed ones were computed.
     seconds : float
         Wall time of the whole call.
+    checks : tuple of SpotCheck
+        Stored cells that were computed again, and agreed.
     """
 
     frame: pd.DataFrame
@@ -62,12 +103,27 @@ class GridResult:
     n_computed: int
     device: str
     seconds: float
+    checks: tuple[SpotCheck, ...] = ()
 
     @property
     def provenance(self) -> str:
         """One line for the end of a notebook."""
         computed = f"{self.n_computed} computed now on {self.device} in {self.seconds:.0f} s"
-        return f"{self.n_read} cells read from the store, {computed if self.n_computed else 'none computed now'}"
+        line = f"{self.n_read} cells read from the store, {computed if self.n_computed else 'none computed now'}"
+        again = "; ".join(f"{c.description} (cell {c.cell}), off by {c.largest:.1e}" for c in self.checks)
+        return f"{line}; drawn at random and computed again: {again}" if again else line
+
+    def __add__(self, other: GridResult) -> GridResult:
+        """Put two grids' cells together; what both hold is kept once."""
+        return GridResult(
+            frame=_union(self.frame, other.frame),
+            layers=_union(self.layers, other.layers),
+            n_read=self.n_read + other.n_read,
+            n_computed=self.n_computed + other.n_computed,
+            device=self.device,
+            seconds=self.seconds + other.seconds,
+            checks=self.checks + other.checks,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +145,9 @@ def run_grid(
     propagate: Propagate = "original",
     labels: Sequence[Mapping[str, Label]] | None = None,
     dense: bool = True,
+    targets: Mapping[str, CalibrationSet] | None = None,
+    workspace: Workspace | None = None,
+    spot_check: bool = False,
     progress: bool = True,
 ) -> GridResult:
     """Evaluate every method under every calibration set.
@@ -113,6 +172,13 @@ def run_grid(
         that the set has by itself (:data:`SET_COLUMNS`).
     dense : bool
         Whether the untouched model is a cell too.
+    targets : mapping of str to CalibrationSet, optional
+        Inputs on which every layer's output error is measured as well, in the model's own statistics of them: columns
+        ``error_on_...`` of ``layers``. Part of a cell's name, since they are part of what it holds.
+    workspace : Workspace, optional
+        Give the same one to several grids on one model: what they share is computed once.
+    spot_check : bool
+        Compute one of the cells that were read again, drawn at random, and compare.
     progress : bool
         Show a bar over cells, in a notebook or a terminal.
 
@@ -128,30 +194,36 @@ def run_grid(
         If a method fails on a set; the cells before it are kept. The note on the error names the cell.
     StoreError
         If the store cannot be read or written; found out before anything is computed.
+    EvidenceError
+        If the cell that is computed again differs from what is stored by more than :data:`TOLERANCE`.
     """
     began = time.perf_counter()
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
     sets = _labelled(calibration_sets, labels)
     specs = [settle(lm, spec) for spec in specs]
-    grid = _Grid(lm, suite, store, propagate)
+    grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace())
     alone = [spec for spec in specs if not spec.calibrated]
     tuned = [spec for spec in specs if spec.calibrated]
     total = dense + len(alone) + len(tuned) * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
+    stored: list[tuple[_Cell, CellResult, LazySet | None]] = []
     with tqdm(total=total, unit="cell", desc="grid", disable=not progress) as bar:
         cells = [grid.cell(spec) for spec in ([None] if dense else []) + alone]
-        for cell, result in grid.run(cells, None):
+        for cell, result, read in grid.run(cells, None):
             found.append((cell, result))
+            stored += [(cell, result, None)] * read
             bar.set_postfix_str(grid.describe(cell), refresh=False)
             bar.update()
         for build, own in sets if tuned else ():
             calibration = build() if callable(build) else build
             cells = [grid.cell(spec, calibration, own) for spec in tuned]
-            for cell, result in grid.run(cells, calibration):
+            for cell, result, read in grid.run(cells, calibration):
                 found.append((cell, result))
+                stored += [(cell, result, build)] * read
                 bar.set_postfix_str(grid.describe(cell), refresh=False)
                 bar.update()
+    checks = (grid.check(*random.SystemRandom().choice(stored)),) if spot_check and stored else ()
     return GridResult(
         frame=_stack(result.frame(cell.labels) for cell, result in found),
         layers=_stack(result.layer_frame(cell.labels) for cell, result in found),
@@ -159,14 +231,25 @@ def run_grid(
         n_computed=grid.n_computed,
         device=device_name(lm.device),
         seconds=time.perf_counter() - began,
+        checks=checks,
     )
 
 
 class _Grid:
     """What all cells of a grid have in common."""
 
-    def __init__(self, lm: LanguageModel, suite: Suite, store: ResultStore, propagate: Propagate) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        suite: Suite,
+        store: ResultStore,
+        propagate: Propagate,
+        targets: Mapping[str, CalibrationSet],
+        workspace: Workspace,
+    ) -> None:
         self._lm, self._suite, self._store, self._propagate = lm, suite, store, propagate
+        self._targets, self._workspace = targets, workspace
+        self._target_names = {name: target.fingerprint for name, target in targets.items()}
         self._model = lm.fingerprint  # of the original weights: inside a cell they are others
         self.n_computed = 0
 
@@ -185,6 +268,7 @@ class _Grid:
             calibrated=calibrated,
             calibration=calibration.fingerprint if calibration else None,
             propagate=self._propagate,
+            targets=self._target_names,
         )
         labels = {
             "model": self._lm.name,
@@ -197,28 +281,50 @@ class _Grid:
         }
         return _Cell(key, spec, labels)
 
-    def run(self, cells: Sequence[_Cell], calibration: CalibrationSet | None) -> Iterator[tuple[_Cell, CellResult]]:
-        """Yield the cells of one calibration set, walking the model only if one of them is missing."""
-        statistics: LayerStatistics | None = None
+    def run(
+        self, cells: Sequence[_Cell], calibration: CalibrationSet | None
+    ) -> Iterator[tuple[_Cell, CellResult, bool]]:
+        """Yield the cells of one calibration set, and whether each was stored; walk only if one is missing."""
         for cell in cells:
             result = self._store.get(cell.key)
+            stored = result is not None
             if result is None:
                 if not self.n_computed:
                     self._store.check_writable()
-                if calibration is not None and self._propagate == "original" and statistics is None:
-                    statistics = collect_statistics(self._lm, calibration, progress=False)
-                result = self._compute(cell, calibration, statistics)
+                result = self._compute(cell, calibration)
                 self._store.put(result)
                 self.n_computed += 1
-            yield cell, result
+            yield cell, result, stored
 
-    def _compute(
-        self, cell: _Cell, calibration: CalibrationSet | None, statistics: LayerStatistics | None
-    ) -> CellResult:
+    def check(self, cell: _Cell, result: CellResult, build: LazySet | None) -> SpotCheck:
+        """Compute a stored cell again, and compare."""
+        calibration = build() if callable(build) else build
+        again = self._compute(cell, calibration)
+        pooled = [_bits_per_byte(each.scores) for each in (result, again)]
+        largest = float(((pooled[1] - pooled[0]) / pooled[0]).abs().max())
+        what = self.describe(cell)
+        if not largest <= TOLERANCE:
+            raise EvidenceError(
+                f"{what}: computed again, cell {cell.key.fingerprint} differs from what is stored by {largest:.1%} "
+                f"in a capability's bits per byte, more than {TOLERANCE:.0%}: stored "
+                f"{pooled[0].round(4).to_dict()}, now {pooled[1].round(4).to_dict()}. If an algorithm was changed on "
+                "purpose, raise its number in cola_lib/revisions.py; otherwise look for what broke"
+            )
+        return SpotCheck(cell.key.fingerprint, what, largest)
+
+    def _compute(self, cell: _Cell, calibration: CalibrationSet | None) -> CellResult:
         """Compress, evaluate, restore."""
-        began = time.perf_counter()
         log.info("computing cell %s: %s", cell.key.fingerprint, self.describe(cell))
         report: CompressionReport | None = None
+        # All of these read the untouched model, so they come before anything is compressed.
+        reference = self._workspace.reference(self._lm, self._suite)
+        targets = {}
+        if cell.spec is not None:
+            targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
+        statistics = None
+        if calibration is not None and self._propagate == "original":
+            statistics = self._workspace.statistics(self._lm, calibration)
+        began = time.perf_counter()
         with restored(self._lm):
             try:
                 if cell.spec is not None:
@@ -228,9 +334,10 @@ class _Grid:
                         calibration if statistics is None else None,
                         statistics=statistics,
                         propagate=self._propagate,
+                        targets=targets,
                         progress=False,
                     )
-                scores = evaluate(self._lm, self._suite, progress=False)
+                scores = evaluate(self._lm, self._suite, reference=reference, progress=False)
             except Exception as error:
                 error.add_note(f"in cell {self.describe(cell)}")
                 raise
@@ -275,15 +382,37 @@ def _set_labels(calibration: CalibrationSet) -> dict[str, Label]:
         "n_samples": calibration.n_samples,
         "seq_len": calibration.seq_len,
         "layout": calibration.layout,
+        "format": calibration.format,
         "calibration_tokens": calibration.n_tokens,
         "calibration": calibration.fingerprint,
     }
 
 
 def _layer_table(report: CompressionReport) -> pd.DataFrame:
-    rows = [(r.layer, r.output_error, r.weight_error, r.sparsity) for r in report.layers]
-    table = pd.DataFrame(rows, columns=["layer", "output_error", "weight_error", "sparsity"])
-    return table.astype({"output_error": float})
+    rows = [
+        {
+            "layer": r.layer,
+            "output_error": r.output_error,
+            "weight_error": r.weight_error,
+            "sparsity": r.sparsity,
+            **{f"error_on_{target}": error for target, error in r.target_error.items()},
+        }
+        for r in report.layers
+    ]
+    return pd.DataFrame(rows).astype({"output_error": float})
+
+
+def _bits_per_byte(scores: pd.DataFrame) -> pd.Series:
+    """Bits per byte of each capability, its tasks pooled."""
+    sums = scores.groupby("capability")[["nll", "n_bytes"]].sum()
+    return sums["nll"] / np.log(2) / sums["n_bytes"]
+
+
+def _union(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Stack two tables, without the second's rows of cells that the first has."""
+    if one.empty or other.empty:
+        return one if other.empty else other
+    return pd.concat([one, other[~other["cell"].isin(one["cell"].unique())]], ignore_index=True)
 
 
 def _stack(frames: Iterator[pd.DataFrame]) -> pd.DataFrame:

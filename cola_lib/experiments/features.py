@@ -1,0 +1,148 @@
+"""What calibration sets do inside the model, by themselves and beside targets: read from the store, or computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from cola_lib.activations import Activations, pooled_activations, set_features, target_features
+from cola_lib.curation import CalibrationSet
+from cola_lib.experiments.cells import CellKey, CellResult, Label, current_versions
+from cola_lib.experiments.runner import GridResult, LazySet, device_name
+from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.workspace import Workspace
+from cola_lib.models import LanguageModel
+from cola_lib.revisions import revisions
+
+SPECTRUM_GROUP = "attn_in"
+"""Input group whose leading eigenvalues are kept, in every block: the residual stream as attention reads it."""
+
+N_EIGENVALUES = 48
+"""Leading eigenvalues kept of each Gram matrix, as shares of its trace."""
+
+NO_TARGET = ""
+"""Target of a measure that needs none."""
+
+
+def activation_key(lm: LanguageModel, calibration: CalibrationSet, targets: Mapping[str, CalibrationSet]) -> CellKey:
+    """Name the activation measures of a calibration set.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The untouched model.
+    calibration : CalibrationSet
+        What is measured.
+    targets : mapping of str to CalibrationSet
+        What it is compared with.
+    """
+    return CellKey(
+        model=lm.fingerprint,
+        suite="activations",
+        spec=None,
+        calibration=calibration.fingerprint,
+        propagate=None,
+        revisions=revisions("activations", "walk"),
+        targets={name: each.fingerprint for name, each in sorted(targets.items())},
+    )
+
+
+def run_activations(
+    lm: LanguageModel,
+    calibration_sets: Sequence[LazySet],
+    targets: Mapping[str, CalibrationSet],
+    store: ResultStore,
+    *,
+    labels: Sequence[Mapping[str, Label]],
+    workspace: Workspace | None = None,
+    progress: bool = True,
+) -> GridResult:
+    """Measure calibration sets in activation space.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The untouched model; it is left as it is.
+    calibration_sets : sequence of CalibrationSet or callable
+        As in :func:`~cola_lib.experiments.run_grid`.
+    targets : mapping of str to CalibrationSet
+        Texts of each kind that the model will be used on.
+    store : ResultStore
+        Read first; what is computed is put there.
+    labels : sequence of mapping
+        For each set.
+    workspace : Workspace, optional
+        Shared with other grids on the model.
+    progress : bool
+        Show a bar over sets.
+
+    Returns
+    -------
+    GridResult
+        Its ``frame`` has, besides the labels and ``calibration``, the columns ``target`` (empty for a measure
+        of the set alone), ``feature``, ``block``, ``group`` and ``value`` of :func:`~cola_lib.activations.set_features`
+        and :func:`~cola_lib.activations.target_features`; and the feature ``"eigenvalue"``, whose ``rank`` counts
+        from 1, as a share of the trace.
+    """
+    began, n_computed, found = time.perf_counter(), 0, []
+    workspace = workspace or Workspace()
+    for build, own in tqdm(
+        list(zip(calibration_sets, labels, strict=True)), unit="set", desc="activations", disable=not progress
+    ):
+        calibration = build() if callable(build) else build
+        key = activation_key(lm, calibration, targets)
+        result = store.get(key)
+        if result is None:
+            result = _measure(lm, calibration, targets, workspace, key, own)
+            store.put(result)
+            n_computed += 1
+        found.append(result.frame({**own, "calibration": calibration.fingerprint}))
+    return GridResult(
+        frame=pd.concat(found, ignore_index=True),
+        layers=pd.DataFrame(),
+        n_read=len(found) - n_computed,
+        n_computed=n_computed,
+        device=device_name(lm.device),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _measure(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    targets: Mapping[str, CalibrationSet],
+    workspace: Workspace,
+    key: CellKey,
+    labels: Mapping[str, Label],
+) -> CellResult:
+    began = time.perf_counter()
+    own = Activations(pooled_activations(lm, calibration, progress=False), workspace.statistics(lm, calibration))
+    theirs = {name: workspace.target_activations(lm, each) for name, each in targets.items()}
+    tables = [
+        set_features(own).assign(target=NO_TARGET, rank=0),
+        target_features(own, theirs).assign(rank=0),
+        _eigenvalues(own),
+    ]
+    table = pd.concat(tables, ignore_index=True)[["target", "feature", "block", "group", "rank", "value"]]
+    return CellResult(
+        key=key,
+        scores=table,
+        labels=dict(labels),
+        device=device_name(lm.device),
+        seconds=time.perf_counter() - began,
+        versions=current_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _eigenvalues(activations: Activations) -> pd.DataFrame:
+    """Leading eigenvalues of each block's Gram matrix, as shares of its trace."""
+    parts = []
+    for block, group in activations.inputs([SPECTRUM_GROUP]):
+        share = activations.spectrum(block, group).values[:N_EIGENVALUES].tolist()
+        parts.append(pd.DataFrame({"block": block, "rank": range(1, len(share) + 1), "value": share}))
+    return pd.concat(parts, ignore_index=True).assign(target=NO_TARGET, feature="eigenvalue", group=SPECTRUM_GROUP)

@@ -1,0 +1,113 @@
+"""What the notebooks found: kept beside the results, and read by the scorecard and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Sequence
+
+import fsspec
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from cola_lib.analysis import Finding, scorecard_parts
+from cola_lib.errors import DataError, StoreError
+
+FOLDER = "findings"
+"""Folder below the store."""
+
+
+def record(store: str | os.PathLike[str], notebook: str, findings: Sequence[Finding]) -> None:
+    """Keep what a notebook found.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder or fsspec URL of the results.
+    notebook : str
+        Its name; what it found before is replaced.
+    findings : sequence of Finding
+        Judged.
+
+    Raises
+    ------
+    DataError
+        If a finding has not been judged.
+    StoreError
+        If the store cannot be written.
+    """
+    bare = [finding.part for finding in findings if finding.verdict is None]
+    if bare:
+        raise DataError(
+            f"{notebook}: {len(bare)} findings have no verdict, the first {bare[0]!r}: judge_family first"
+        )
+    fs, root = fsspec.url_to_fs(os.fspath(store))
+    folder = posixpath.join(root, FOLDER)
+    text = json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        fs.makedirs(folder, exist_ok=True)
+        with fs.transaction, fs.open(posixpath.join(folder, f"{notebook}.json"), "wb") as file:
+            file.write(text.encode() + b"\n")
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written ({error})") from error
+
+
+def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
+    """Read what notebooks found.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder or fsspec URL of the results.
+
+    Returns
+    -------
+    dict of str to list of Finding
+        By notebook, in the order of their names.
+
+    Raises
+    ------
+    DataError
+        If there is nothing, or something else.
+    """
+    fs, root = fsspec.url_to_fs(os.fspath(store))
+    folder = posixpath.join(root, FOLDER)
+    paths = sorted(fs.glob(posixpath.join(folder, "*.json"))) if fs.exists(folder) else []
+    if not paths:
+        raise DataError(f"no findings in {folder}; the notebooks write them: run make book, or cola notebook")
+    found = {}
+    for path in paths:
+        try:
+            values = json.loads(fs.cat_file(path))
+            found[posixpath.basename(path).removesuffix(".json")] = [Finding.from_dict(each) for each in values]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path} holds no findings ({error}); run its notebook again") from error
+    return found
+
+
+def verdict_table(findings: Sequence[Finding]) -> Styler:
+    """Show findings at the end of a notebook.
+
+    Parameters
+    ----------
+    findings : sequence of Finding
+        Judged.
+
+    Returns
+    -------
+    Styler
+        One row per part: claim, part, the paper's number, ours with its 95 % interval, Holm's p-value, verdict.
+    """
+    table = scorecard_parts(findings)
+    shown = pd.DataFrame(
+        {
+            "claim": table["claim"] + " " + table["title"],
+            "part": table["part"],
+            "paper": table["paper"],
+            "ours, 95 % interval": table["ours"],
+            "p (Holm)": table["p_holm"].map("{:.3f}".format),
+            "verdict": table["verdict"],
+        }
+    )
+    return shown.style.hide(axis="index")
