@@ -24,7 +24,7 @@ INSTALLED    := $(VENV)/.installed
 PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
 SOURCES      := cola_lib tests $(wildcard benchmarks)
 
-.PHONY: help book plan notebooks html test assets setup lint format bench lock clean distclean
+.PHONY: help book plan notebooks html evidence test assets setup lint format bench lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -47,7 +47,7 @@ plan:
 	@echo "  4. render the book to _build/html         about 1 minute"
 
 notebooks: setup  ## Run the notebooks of PROFILE into book/executed
-	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed $(if $(CI),,--progress)
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed $(if $(FRESH),--fresh) $(if $(CI),,--progress)
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
 	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml
@@ -62,6 +62,9 @@ assets: setup  ## Fetch the embedded model and data into the cache
 	@$(PY) -m cola_lib.cli assets
 
 setup: $(INSTALLED)  ## Make .venv and install the locked dependencies and the package
+
+evidence: setup  ## Pack what PROFILE=standard computed into evidence/, to be committed
+	@$(PY) -m cola_lib.cli pack --store results/standard --out evidence
 
 lint: setup  ## Check style, formatting and the direction of imports
 	$(PY) -m ruff check .

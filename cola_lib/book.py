@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
+PACKED = "packed"
+"""Parameter of a notebook that names packed results to read."""
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
@@ -217,6 +219,7 @@ def plan(
     out: Path,
     profile: Profile | None = None,
     overrides: Mapping[str, Any] | None = None,
+    fresh: bool = False,
 ) -> list[NotebookRun]:
     """Resolve notebooks and check their parameters, before the first of them runs.
 
@@ -232,6 +235,8 @@ def plan(
         Parameters by notebook.
     overrides : mapping of str to Any, optional
         Parameters for each of the notebooks, over the profile's.
+    fresh : bool
+        Whether a notebook that reads packed results, by its parameter ``packed``, is to read none.
 
     Returns
     -------
@@ -255,6 +260,8 @@ def plan(
         if target.resolve() == source.resolve():
             raise NotebookError(f"{source}: the output would replace the source; give another --out")
         parameters = {**by_profile.get(name, {}), **(overrides or {})}
+        if fresh and PACKED in declared_parameters(source):
+            parameters[PACKED] = []
         _check_parameters(source, parameters)
         runs.append(NotebookRun(source, target, parameters, profile.cell_timeout if profile else None))
     if not runs:

@@ -576,6 +576,7 @@ def notebook(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path("book/executed"),
     folder: Annotated[Path, typer.Option("--notebooks", help="Folder of the source notebooks.")] = Path("notebooks"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Read no packed results, whatever the profile names.")] = False,
     progress: ProgressOption = False,
 ) -> None:
     """Execute notebooks of the book, with parameters of your choice.
@@ -589,7 +590,12 @@ def notebook(
 
     chosen = book.read_profile(profile, folder / "profiles") if profile else None
     runs = book.plan(
-        names or [], folder=folder, out=out, profile=chosen, overrides=book.parse_overrides(parameter or [])
+        names or [],
+        folder=folder,
+        out=out,
+        profile=chosen,
+        overrides=book.parse_overrides(parameter or []),
+        fresh=fresh,
     )
     for number, run in enumerate(runs, start=1):
         typer.echo(f"[{number}/{len(runs)}] {run.source.stem} ...", err=True)
@@ -606,7 +612,9 @@ def claims(
     store: Annotated[
         str,
         typer.Option(
-            "--store", help="Folder or fsspec URL whose findings are read; of the repository, the evidence.", metavar="URL"
+            "--store",
+            help="Folder or fsspec URL whose findings are read; of the repository, the evidence.",
+            metavar="URL",
         ),
     ] = "evidence",
     parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
@@ -628,6 +636,30 @@ def claims(
         return
     columns = ["claim", "part", "ours", "verdict"] if parts else ["claim", "title", "paper", "ours", "verdict"]
     _print_table(columns, table[columns].astype(str).to_numpy().tolist())
+
+
+@app.command()
+def pack(
+    out: Annotated[Path, typer.Option(help="Folder that gets cells.parquet and findings.", rich_help_panel=OUTPUT)],
+    store: Annotated[
+        str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
+    ] = "results",
+) -> None:
+    """Put stored results into one small file, with what the notebooks found beside it.
+
+    What the file holds need not be computed again: give it to a notebook as its parameter packed.
+    """
+    from cola_lib.experiments import ResultStore
+    from cola_lib.verdicts import record, recorded
+
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "cells.parquet"
+    n_cells = ResultStore(store).pack(file)
+    findings = recorded(store)
+    for notebook, found in findings.items():
+        record(out, notebook, found)
+    typer.echo(f"{n_cells} cells, {file.stat().st_size / 1e6:.1f} MB: {file}")
+    typer.echo(f"findings of {len(findings)} notebooks: {out / 'findings'}")
 
 
 # ------------------------------------------------------------------------------------------------- helpers

@@ -39,9 +39,7 @@ def record(store: str | os.PathLike[str], notebook: str, findings: Sequence[Find
     """
     bare = [finding.part for finding in findings if finding.verdict is None]
     if bare:
-        raise DataError(
-            f"{notebook}: {len(bare)} findings have no verdict, the first {bare[0]!r}: judge_family first"
-        )
+        raise DataError(f"{notebook}: {len(bare)} findings have no verdict, the first {bare[0]!r}: judge_family first")
     fs, root = fsspec.url_to_fs(os.fspath(store))
     folder = posixpath.join(root, FOLDER)
     text = json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from cola_lib.analysis import (
     Condition,
@@ -290,6 +291,171 @@ def test_level_and_kind_of_interval():
 def test_the_same_seed_gives_the_same_interval():
     frame = of(tidy())
     assert score_interval(frame, rng=rng(5)) == score_interval(frame, rng=rng(5))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_a_p_value_is_the_interval_inverted(level):
+    frame = of(tidy())
+    for kind in (difference, ratio):
+        found = kind(frame, of(tidy(shift=0.02, seed=3)), rng=rng(), level=level)
+        assert found.p_value_at(found.low) == pytest.approx(1 - level, rel=1e-6)
+        assert found.p_value_at(found.high) == pytest.approx(1 - level, rel=1e-6)
+        assert found.p_value_at(found.value) == 1
+        null = 1 if kind is ratio else 0
+        assert (found.p_value < 1 - level) == (not found.low <= null <= found.high)
+
+
+def test_a_p_value_of_one_sample_is_that_of_the_t_test():
+    draws = rng(2).normal(0.5, 1, size=(6, 1)) + np.zeros((6, 10))
+    found = estimate([make(draws)], lambda x: x, rng=rng(), n_boot=50_000)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(draws[:, 0], 0).pvalue, rel=0.05)
+
+
+def test_p_values_at_the_edges():
+    same = difference(of(tidy(n_draws=0)), of(tidy(n_draws=0)), rng=rng())
+    assert same.p_value == 1 and same.p_value_at(0.1) == 0
+    far = score_interval(of(tidy()), rng=rng())
+    assert 0 < far.p_value < 1e-3 and far.p_value_at(1e9) < 1e-12
+    assert 0 < score_interval(of(tidy(n_draws=1)), rng=rng()).p_value < 1e-4
+    with pytest.raises(ValueError, match="a ratio is above 0"):
+        ratio(of(tidy()), of(tidy(seed=1)), rng=rng()).p_value_at(0)
+
+
+def test_draws_in_common_to_some_conditions():
+    """Two sources, two methods on the draws of each: the methods' difference does not see the draws."""
+    shifts = rng(4).normal(0, 0.3, (2, 5, 1))
+    conditions = [make(1 + shifts[s] + rng(8 + s).normal(0, 0.01, (5, 12))) for s in (0, 0, 1, 1)]
+
+    def contrast(a, b, c, d):
+        return (a - b) - (c - d)
+
+    shared = estimate(conditions, contrast, rng=rng(), draws=["s", "s", "t", "t"])
+    alone = estimate(conditions, contrast, rng=rng())
+    assert shared.se_draws < 0.05 * alone.se_draws and shared.value == alone.value
+    paired = estimate(conditions[:2], np.subtract, rng=rng(), draws=["s", "s"])
+    assert paired == estimate(conditions[:2], np.subtract, rng=rng(), draws="paired")
+    with pytest.raises(DataError, match="paired by name"):
+        estimate([make(np.ones((3, 4))), make(np.ones((2, 4)))], np.subtract, rng=rng(), draws=["s", "s"])
+
+
+def test_scores_task_by_task():
+    one = make(rng(1).gamma(2, 1, (3, 12)), np.repeat([0, 1, 2], 4))
+    mean = estimate([one], lambda x: x.mean(axis=1), rng=rng(), by_task=True)
+    assert mean == estimate([one], lambda x: x, rng=rng())
+
+
+def test_a_spread_is_estimated_without_bias():
+    chance, truth = rng(12), np.array([1.0, 1.1, 1.2])
+    plain, unbiased = [], []
+    for _ in range(100):
+        conditions = [
+            make(m + chance.normal(0, 0.1, (4, 1)) + chance.normal(0, 0.3, 9) + np.zeros((4, 9))) for m in truth
+        ]
+
+        def spread(*values):
+            return np.stack(np.broadcast_arrays(*values)).var(axis=0, ddof=1)
+
+        plain.append(spread(*(one.value() for one in conditions))[0])
+        unbiased.append(estimate(conditions, spread, rng=chance, n_boot=300, unbiased=True).value)
+    error = np.std(unbiased) / 10
+    assert np.mean(unbiased) == pytest.approx(truth.var(ddof=1), abs=3 * error)
+    assert np.mean(plain) > truth.var(ddof=1) + 3 * error
+    with pytest.raises(ValueError, match="needs interval='t'"):
+        estimate(conditions, spread, rng=chance, unbiased=True, interval="percentile")
+
+
+# -- divergence and calibration
+
+
+def confident(n_draws=3, seed=0, overconfidence=0.1, tokens=40, n_items=16) -> pd.DataFrame:
+    """Tokens whose confidence is too high by a known amount, in one capability of two tasks."""
+    chance, rows = rng(seed), []
+    edges = np.linspace(0, 1, 11)[1:-1]
+    for draw in range(max(n_draws, 1)):
+        for i in range(n_items):
+            sure = chance.uniform(0.3, 0.9, tokens)
+            hit = chance.random(tokens) < sure - overconfidence
+            where = np.digitize(sure, edges)
+            rows.append(
+                {
+                    "capability": "math",
+                    "task": f"t{i % 2}",
+                    "item": f"i{i:02d}",
+                    "draw": draw if n_draws else None,
+                    "bin_tokens": tuple(np.bincount(where, minlength=10).tolist()),
+                    "bin_confidence": tuple(np.bincount(where, sure, minlength=10).tolist()),
+                    "bin_hits": tuple(np.bincount(where, hit, minlength=10).astype(int).tolist()),
+                    "js_divergence": chance.gamma(2, 0.05),
+                    "js_tokens": int(chance.integers(2, 9)),
+                    "source": "c4",
+                    "label": "wanda",
+                }
+            )
+    frame = pd.DataFrame(rows)
+    return frame.assign(js_tokens=frame["item"].map(frame.drop_duplicates("item").set_index("item")["js_tokens"]))
+
+
+def naive_calibration_error(frame: pd.DataFrame) -> float:
+    """Guo et al., equation 3, draw by draw and task by task."""
+    found = []
+    for _, rows in frame.groupby(["draw", "task"]):
+        n, confidence, hits = (
+            np.stack(rows[f"bin_{name}"].to_list()).sum(0) for name in ("tokens", "confidence", "hits")
+        )
+        full = n > 0
+        gaps = np.abs(hits[full] / n[full] - confidence[full] / n[full])
+        found.append((n[full] / n.sum() * gaps).sum())
+    return np.mean(found)
+
+
+def test_calibration_error_is_its_definition():
+    frame = confident()
+    one = condition(frame, "calibration_error")
+    assert one.value()[0] == pytest.approx(naive_calibration_error(frame), rel=1e-12)
+    assert one.by_draw().mean() == pytest.approx(one.value()[0])
+    per_draw = [naive_calibration_error(rows) for _, rows in frame.groupby("draw")]
+    np.testing.assert_allclose(one.by_draw(), per_draw, rtol=1e-12)
+    draws, items = np.array([[2.0, 0.0, 1.0]]), rng(1).integers(0, 3, (1, 16)) + 0.0
+    twice = frame.loc[frame.index.repeat([int(items[0, int(item[1:])]) for item in frame["item"]])]
+    weighted = [naive_calibration_error(rows) for _, rows in twice.groupby("draw")]
+    assert one.value(draws, items)[0] == pytest.approx((2 * weighted[0] + weighted[2]) / 3, rel=1e-12)
+
+
+def test_calibration_error_compares_like_any_other_score():
+    worse, better = confident(overconfidence=0.2, tokens=400), confident(overconfidence=0.05, tokens=400, seed=1)
+    found = difference(worse, better, "calibration_error", rng=rng(), n_boot=300)
+    assert found.low <= 0.15 <= found.high and found.low > 0.1
+    assert ratio(worse, better, "calibration_error", rng=rng(), n_boot=300).low > 1
+    table = score_table(worse, score="calibration_error", n_boot=300)
+    assert table["value"][0] == pytest.approx(0.2, abs=0.02) and table["p_value"][0] < 1e-3
+    assert score_interval(confident(n_draws=0), "calibration_error", rng=rng()).n_draws == 0
+
+
+def test_calibration_error_of_few_tokens_is_too_high():
+    few, many = (np.mean([condition(confident(seed=s, overconfidence=0, tokens=n), "calibration_error").value()
+                          for s in range(10)]) for n in (5, 500))  # fmt: skip
+    assert few > 0.05 > 0.02 > many
+
+
+def test_divergence_is_a_mean_over_tokens():
+    frame = confident()
+    tasks = frame.groupby(["draw", "task"]).apply(
+        lambda f: np.average(f["js_divergence"], weights=f["js_tokens"]), include_groups=False
+    )
+    assert condition(frame, "js_divergence").value()[0] == pytest.approx(tasks.mean())
+    assert score_table(frame, score="js_divergence", n_boot=100)["value"][0] == pytest.approx(tasks.mean())
+
+
+@pytest.mark.parametrize("score,column", [("js_divergence", "js_tokens"), ("calibration_error", "bin_hits")])
+def test_a_frame_from_before_a_score_was_measured_says_so(score, column):
+    frame = confident()
+    with pytest.raises(DataError, match=f"score '{score}' needs column '{column}'.*compute them again"):
+        score_table(frame.drop(columns=column), score=score)
+    with pytest.raises(DataError, match=f"needs column '{column}'"):
+        condition(frame.drop(columns=column), score)
+    name = "js_divergence" if score == "js_divergence" else "bin_confidence"
+    with pytest.raises(DataError, match=f"no item has a score '{score}'"):
+        condition(frame.assign(**{name: None}), score)
 
 
 # -- tests between sources

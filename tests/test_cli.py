@@ -22,6 +22,8 @@ from tests.test_notebooks import write
 from tests.tiny_models import tiny_model
 
 COMMANDS = {
+    "claims": ["--store", "--parts", "--json"],
+    "pack": ["--store", "--out"],
     "assets": ["--refresh", "--json"],
     "sources": ["--json"],
     "compress": [
@@ -31,6 +33,7 @@ COMMANDS = {
         "--seq-len",
         "--seed",
         "--layout",
+        "--format",
         "--method",
         "--sparsity",
         "--pattern",

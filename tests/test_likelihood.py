@@ -7,15 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import jensenshannon
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from cola_lib.errors import DataError, NumericsError, SpecError
-from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, rows_of
-from cola_lib.evaluate import reference_of
+from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, reference_of, rows_of
 from cola_lib.evaluate.likelihood import JS_STRIDE, N_BINS, _check_head, _Head, plan_batches
 from cola_lib.evaluate.requests import Request
 from cola_lib.models import LanguageModel

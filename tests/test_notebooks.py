@@ -137,6 +137,14 @@ def test_plan_checks_every_notebook_before_any_runs(tmp_path):
     assert only.parameters == {"n_draws": 5}, "an override wins over the profile"
 
 
+def test_a_fresh_plan_reads_no_packed_results(tmp_path):
+    write(tmp_path, "a", parameters="packed = []")
+    write(tmp_path, "b", parameters="other = 1")
+    profile = book.Profile("p", "", "", {"a": {"packed": ["evidence.parquet"]}, "b": {"other": 2}})
+    runs = book.plan([], folder=tmp_path, out=tmp_path / "out", profile=profile, fresh=True)
+    assert [run.parameters for run in runs] == [{"packed": []}, {"other": 2}]
+
+
 def test_plan_refuses_unknown_notebooks_and_overwriting_sources(tmp_path):
     write(tmp_path, "01_layer")
     with pytest.raises(UnknownNameError, match="nearest: 01_layer"):

@@ -1,37 +1,108 @@
-"""Analysis: from stored scores to differences with intervals."""
+"""Analysis: from stored scores to differences with intervals, and to verdicts on claims."""
 
-from cola_lib.analysis.bootstrap import Estimate, difference, estimate, ratio, score_interval
-from cola_lib.analysis.claims import MARGIN, Verdict, matters, verdict
+from cola_lib.analysis.bootstrap import difference, estimate, ratio, rng_of, score_interval
+from cola_lib.analysis.claims import (
+    CLAIMS,
+    DOMAINS,
+    MARGIN,
+    Claim,
+    Finding,
+    Options,
+    Verdict,
+    c1_length,
+    c2_amount,
+    c3_code_not_monotone,
+    c4_source_as_method,
+    c5_source_ranks,
+    c6_reasoning,
+    c7_language,
+    c8_domain_gain,
+    c9_domain_cost,
+    c10_difficulty,
+    c11_mechanism,
+    c17_proxy,
+    findings_from_json,
+    findings_to_json,
+    judge_family,
+    matters,
+    overall,
+    scorecard,
+    scorecard_markdown,
+    scorecard_parts,
+    verdict,
+)
+from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
-from cola_lib.analysis.retention import BY, difference_table, retention_table, score_table, source_table
-from cola_lib.analysis.scores import SCORES, Condition, Score, condition, score_named
+from cola_lib.analysis.ranks import Correlation, HeldOut, held_out_correlation, spearman
+from cola_lib.analysis.retention import (
+    BY,
+    cell_table,
+    difference_table,
+    retention_table,
+    score_table,
+    source_table,
+)
+from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
 from cola_lib.analysis.text import with_interval
-from cola_lib.analysis.variance import source_share
+from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
 
 __all__ = [
     "BY",
+    "CLAIMS",
+    "DOMAINS",
     "MARGIN",
     "SCORES",
+    "BinnedCondition",
+    "Claim",
     "Condition",
+    "Correlation",
     "Estimate",
+    "Finding",
+    "HeldOut",
+    "Options",
     "PermutationTest",
     "Score",
     "Verdict",
+    "c1_length",
+    "c2_amount",
+    "c3_code_not_monotone",
+    "c4_source_as_method",
+    "c5_source_ranks",
+    "c6_reasoning",
+    "c7_language",
+    "c8_domain_gain",
+    "c9_domain_cost",
+    "c10_difficulty",
+    "c11_mechanism",
+    "c17_proxy",
+    "cell_table",
     "condition",
     "difference",
     "difference_table",
     "estimate",
+    "findings_from_json",
+    "findings_to_json",
+    "held_out_correlation",
     "holm",
+    "judge_family",
     "matters",
+    "overall",
     "permutation_test",
     "ratio",
     "retention_table",
+    "rng_of",
     "score_interval",
     "score_named",
     "score_table",
+    "scorecard",
+    "scorecard_markdown",
+    "scorecard_parts",
     "source_matters",
     "source_share",
     "source_table",
+    "source_versus_method",
+    "spearman",
+    "variance_components",
     "verdict",
     "with_interval",
 ]

@@ -7,15 +7,15 @@ resampled on its own, and the variances add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from cola_lib.analysis.estimates import Estimate, half_width
 from cola_lib.analysis.scores import Condition, condition, same_items
 from cola_lib.errors import DataError, UnknownNameError
 
@@ -24,42 +24,6 @@ Interval = Literal["t", "percentile"]
 INTERVALS: tuple[Interval, ...] = ("t", "percentile")
 
 Draws = Literal["independent", "paired"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Parameters
-    ----------
-    value : float
-        On all draws and items.
-    low, high : float
-        Ends of the interval.
-    se_draws, se_items : float
-        Standard errors from the draws and from the items; on the scale of the logarithm for a ratio.
-    n_draws, n_items : int
-        What it rests on; ``n_draws`` is the smaller of the two where conditions differ, 0 without draws.
-    level : float
-        Coverage that was asked for.
-    over : {"draws and items", "items"}
-        What the interval covers. With one draw nothing is known of other draws.
-    """
-
-    value: float
-    low: float
-    high: float
-    se_draws: float
-    se_items: float
-    n_draws: int
-    n_items: int
-    level: float = 0.95
-    over: str = "draws and items"
-
-    @property
-    def se(self) -> float:
-        """Standard error over draws and items."""
-        return float(np.hypot(self.se_draws, self.se_items))
 
 
 Statistic = Callable[..., Array]
@@ -211,7 +175,7 @@ def ratio(
     pair = [condition(a, score, draw=draw), condition(b, score, draw=draw)]
     found = estimate(pair, _log_ratio, rng=rng, draws=draws, n_boot=n_boot, level=level, interval=interval)
     ends = {name: float(np.exp(getattr(found, name))) for name in ("value", "low", "high")}
-    return replace(found, **ends)
+    return replace(found, **ends, scale="ratio")
 
 
 def _log_ratio(x: Array, y: Array) -> Array:
@@ -225,7 +189,9 @@ def estimate(
     statistic: Statistic,
     *,
     rng: np.random.Generator,
-    draws: Draws = "independent",
+    draws: Draws | Sequence[Hashable] = "independent",
+    by_task: bool = False,
+    unbiased: bool = False,
     n_boot: int = 2000,
     level: float = 0.95,
     interval: Interval = "t",
@@ -237,9 +203,17 @@ def estimate(
     conditions : sequence of Condition
         Over the same items.
     statistic : callable
-        From one array of scores per condition, each of shape (n_replicates,), to one of that shape.
-    rng, draws, n_boot, level, interval
+        From one array of scores per condition, each of shape (n_replicates,) or (1,), to one of shape (n_replicates,).
+    rng, n_boot, level, interval
         As in :func:`difference`.
+    draws : {"independent", "paired"} or sequence
+        As in :func:`difference`; or one label per condition: conditions of the same label have their draws in
+        common, as several methods on one source's calibration sets have.
+    by_task : bool
+        Whether the statistic takes scores task by task, of shape (n_replicates, n_tasks) or (1, n_tasks).
+    unbiased : bool
+        Take off what chance in draws and items adds to the value, as it does to any measure of spread: the mean of
+        the replicates minus the value, for each factor. For a sum of squares this is exact.
 
     Returns
     -------
@@ -249,52 +223,82 @@ def estimate(
     ------
     DataError
         As in :func:`difference`.
+    ValueError
+        If ``unbiased`` is asked for with the percentile interval, which would not move with it.
     """
     if interval not in INTERVALS:
         raise UnknownNameError("interval", str(interval), INTERVALS)
+    if unbiased and interval != "t":
+        raise ValueError("an unbiased value needs interval='t'")
     same_items(conditions)
-    value = float(statistic(*(one.value() for one in conditions))[0])
-    by_draws = _variance(_draw_factors(conditions, statistic, draws), rng, n_boot)
-    by_items = _variance(_item_factors(conditions, statistic), rng, n_boot)
+    joint = _Joint(conditions, statistic, by_task)
+    value = float(joint()[0])
+    by_draws = _variance(_draw_factors(joint, draws), rng, n_boot)
+    by_items = _variance(_item_factors(joint), rng, n_boot)
+    if unbiased:
+        value -= (by_draws.mean - by_draws.n_factors * value) + (by_items.mean - by_items.n_factors * value)
     if interval == "t":
-        half = _half_width([by_draws, by_items], level)
+        half = half_width([by_draws[:2], by_items[:2]], level)
         low, high = value - half, value + half
     else:
-        replicates = _jointly(conditions, statistic, draws, rng, n_boot)
+        replicates = _jointly(joint, draws, rng, n_boot)
         low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     counts = [one.n_draws for one in conditions if one.n_draws]
     return Estimate(
         value=value,
         low=float(low),
         high=float(high),
-        se_draws=float(np.sqrt(by_draws[0])),
-        se_items=float(np.sqrt(by_items[0])),
+        se_draws=float(np.sqrt(by_draws.variance)),
+        se_items=float(np.sqrt(by_items.variance)),
         n_draws=min(counts, default=0),
         n_items=len(conditions[0].items),
         level=level,
         over="items" if 1 in counts or not counts else "draws and items",
+        dof_draws=by_draws.dof,
+        dof_items=by_items.dof,
     )
 
 
-def _draw_factors(conditions: Sequence[Condition], statistic: Statistic, draws: Draws) -> Iterator[_Factor]:
-    """Factors of the calibration draws; a single draw cannot be resampled, and says so in ``Estimate.over``."""
-    drawn = [i for i, one in enumerate(conditions) if one.n_draws > 1]
+@dataclass(frozen=True)
+class _Joint:
+    """The statistic of some conditions, as a function of the weights of their draws and items."""
+
+    conditions: Sequence[Condition]
+    statistic: Statistic
+    by_task: bool = False
+
+    def __call__(self, draws: Mapping[int, Array] | None = None, items: Array | None = None) -> Array:
+        """Evaluate at weights of the draws of some conditions, by their index, and of the items; default 1."""
+        weights = draws or {}
+        values = [
+            (one.by_task if self.by_task else one.value)(draws=weights.get(i), items=items)
+            for i, one in enumerate(self.conditions)
+        ]
+        return self.statistic(*values)
+
+
+def _draw_groups(conditions: Sequence[Condition], draws: Draws | Sequence[Hashable]) -> list[list[int]]:
+    """Group the indices of the conditions whose draws are resampled together."""
+    if draws == "independent":
+        return [[i] for i in range(len(conditions))]
     if draws == "paired":
-        _check_paired(conditions)
-        if drawn:
-            yield _Factor(
-                conditions[0].n_draws, lambda weights: statistic(*(one.value(draws=weights) for one in conditions))
-            )
-        return
-    if draws != "independent":
-        raise UnknownNameError("way of draws", str(draws), ("independent", "paired"))
-    for i in drawn:
-        yield _Factor(
-            conditions[i].n_draws,
-            lambda weights, i=i: statistic(
-                *(one.value(draws=weights if j == i else None) for j, one in enumerate(conditions))
-            ),
-        )
+        draws = [0] * len(conditions)
+    if isinstance(draws, str):
+        raise UnknownNameError("way of draws", draws, ("independent", "paired"))
+    groups: dict[Hashable, list[int]] = {}
+    for i, name in zip(range(len(conditions)), draws, strict=True):
+        groups.setdefault(name, []).append(i)
+    for members in groups.values():
+        _check_paired([conditions[i] for i in members])
+    return list(groups.values())
+
+
+def _draw_factors(joint: _Joint, draws: Draws | Sequence[Hashable]) -> Iterator[_Factor]:
+    """Factors of the calibration draws; a single draw cannot be resampled, and says so in ``Estimate.over``."""
+    for members in _draw_groups(joint.conditions, draws):
+        n = joint.conditions[members[0]].n_draws
+        if n > 1:
+            yield _Factor(n, lambda weights, members=members: joint(draws=dict.fromkeys(members, weights)))
 
 
 def _check_paired(conditions: Sequence[Condition]) -> None:
@@ -304,9 +308,9 @@ def _check_paired(conditions: Sequence[Condition]) -> None:
         raise DataError(f"draws are paired by name, and these differ: {listed}")
 
 
-def _item_factors(conditions: Sequence[Condition], statistic: Statistic) -> Iterator[_Factor]:
+def _item_factors(joint: _Joint) -> Iterator[_Factor]:
     """One factor per task: items are resampled within their task."""
-    first = conditions[0]
+    first = joint.conditions[0]
     for index, task in enumerate(first.tasks):
         members = np.flatnonzero(first.task == index)
         if len(members) < 2:
@@ -315,53 +319,60 @@ def _item_factors(conditions: Sequence[Condition], statistic: Statistic) -> Iter
         def replicates(weights: Array, members: NDArray[np.int64] = members) -> Array:
             items = np.ones((len(weights), len(first.items)))
             items[:, members] = weights
-            return statistic(*(one.value(items=items) for one in conditions))
+            return joint(items=items)
 
         yield _Factor(len(members), replicates)
 
 
-def _variance(factors: Iterable[_Factor], rng: np.random.Generator, n_boot: int) -> tuple[float, float]:
+class _Spread(NamedTuple):
+    """What the factors of one kind add."""
+
+    variance: float
+    dof: float
+    mean: float
+    """Sum over factors of the mean of their replicates."""
+    n_factors: int
+
+
+def _variance(factors: Iterable[_Factor], rng: np.random.Generator, n_boot: int) -> _Spread:
     """Variance from all factors of one kind, and its degrees of freedom (Satterthwaite, Biometrics 2, 1946).
 
     Each resample takes n - 1 of n units: for a mean its variance is then that of the mean without bias, s²/n, where
     n of n would fall short by the factor (n - 1)/n, a third with three draws (Rao and Wu, JASA 83, 1988).
     """
-    variance, dof = [], []
+    variance, dof, mean = [], [], []
     for factor in factors:
-        variance.append(factor.replicates(_resampled(factor.n, factor.n - 1, n_boot, rng)).var())
+        replicates = factor.replicates(_resampled(factor.n, factor.n - 1, n_boot, rng))
+        variance.append(replicates.var())
+        mean.append(replicates.mean())
         dof.append(factor.n - 1)
     total = float(np.sum(variance))
-    if total == 0:
-        return 0.0, 1.0
-    return total, float(total**2 / (np.square(variance) / dof).sum())
+    freedom = float(total**2 / (np.square(variance) / dof).sum()) if total else 1.0
+    return _Spread(total, freedom, float(np.sum(mean)), len(mean))
 
 
-def _half_width(parts: Sequence[tuple[float, float]], level: float) -> float:
-    """Half the width of the interval from variances with their degrees of freedom.
-
-    The multiplier is the mean of the parts' own t quantiles, weighted by variance (Cochran and Cox, *Experimental
-    Designs*, 1950): pooled degrees of freedom take three draws for more whenever these three happen to agree.
-    """
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return 0.0
-    weighted = sum(variance * stats.t.ppf((1 + level) / 2, dof) for variance, dof in parts)
-    return float(weighted / total * np.sqrt(total))
-
-
-def _jointly(
-    conditions: Sequence[Condition], statistic: Statistic, draws: Draws, rng: np.random.Generator, n_boot: int
-) -> Array:
+def _jointly(joint: _Joint, draws: Draws | Sequence[Hashable], rng: np.random.Generator, n_boot: int) -> Array:
     """Replicates of the classical bootstrap: as many draws and items as there are, all resampled together."""
-    first = conditions[0]
+    first = joint.conditions[0]
     items = np.ones((n_boot, len(first.items)))
     for index in range(len(first.tasks)):
         members = np.flatnonzero(first.task == index)
         items[:, members] = _resampled(len(members), len(members), n_boot, rng)
-    shared = _resampled(first.n_draws, first.n_draws, n_boot, rng) if draws == "paired" and first.n_draws else None
-    values = []
-    for one in conditions:
-        n = max(one.n_draws, 1)
-        weights = shared if shared is not None else _resampled(n, n, n_boot, rng)
-        values.append(one.value(draws=weights, items=items))
-    return statistic(*values)
+    weights: dict[int, Array] = {}
+    for members in _draw_groups(joint.conditions, draws):
+        n = max(joint.conditions[members[0]].n_draws, 1)
+        weights |= dict.fromkeys(members, _resampled(n, n, n_boot, rng))
+    return joint(weights, items)
+
+
+def rng_of(seed: int, name: Mapping[str, Any]) -> np.random.Generator:
+    """Give each comparison random numbers of its own, so that adding one does not move the others.
+
+    Parameters
+    ----------
+    seed : int
+        Of the whole analysis.
+    name : mapping
+        Labels of the comparison.
+    """
+    return np.random.default_rng([seed, *(ord(char) for char in repr(sorted(name.items())))])

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.bootstrap import Draws, Estimate, Interval, difference, ratio, score_interval
+from cola_lib.analysis.bootstrap import Draws, Interval, difference, ratio, rng_of, score_interval
+from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.permutation import holm, source_matters
-from cola_lib.analysis.scores import score_named
+from cola_lib.analysis.scores import Score, condition, score_named
 from cola_lib.errors import DataError
 
 BY = ("source", "label", "capability")
@@ -50,7 +50,7 @@ def score_table(
     """
     rows = []
     for name, rows_of_one in _groups(_scored(frame, score), by):
-        rng = _rng(seed, name)
+        rng = rng_of(seed, name)
         found = score_interval(rows_of_one, score, rng=rng, n_boot=n_boot, level=level, interval=interval)
         rows.append({**name, **_fields(found)})
     return pd.DataFrame(rows)
@@ -104,7 +104,7 @@ def retention_table(
     for name, compressed in _groups(frame[frame["method"] != dense], by):
         pair = (untouched[name["capability"]], compressed)
         pair = pair if score_named(score).lower_is_better else pair[::-1]
-        found = ratio(*pair, score, rng=_rng(seed, name), n_boot=n_boot, level=level, interval=interval)
+        found = ratio(*pair, score, rng=rng_of(seed, name), n_boot=n_boot, level=level, interval=interval)
         rows.append({**name, **_fields(found)})
     return pd.DataFrame(rows)
 
@@ -157,7 +157,7 @@ def difference_table(
         other = base.get(_key(name | baseline, by))
         if other is None or baseline.items() <= name.items():
             continue
-        rng = _rng(seed, name)
+        rng = rng_of(seed, name)
         options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
         rows.append({**name, **_fields(difference(one, other, score, rng=rng, **options))})
     if not rows:
@@ -193,16 +193,77 @@ def source_table(
         ``p_holm``, adjusted for all tests in the table.
     """
     rows = [
-        {**name, **asdict(source_matters(one, score, rng=_rng(seed, name), n_resamples=n_resamples))}
+        {**name, **asdict(source_matters(one, score, rng=rng_of(seed, name), n_resamples=n_resamples))}
         for name, one in _groups(_scored(frame[frame["source"].notna()], score), by)
     ]
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p_value"]).to_numpy())
 
 
+def cell_table(
+    frame: pd.DataFrame,
+    score: str = "bits_per_byte",
+    *,
+    by: Sequence[str] = ("source", "draw", "label", "capability"),
+    dense: str = "dense",
+) -> pd.DataFrame:
+    """Score and loss of each single cell, for what is measured per calibration set.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From :func:`cola_lib.experiments.run_grid`, the dense model's cell included.
+    score : str
+        One of :data:`cola_lib.analysis.scores.SCORES`. Capabilities without it are left out.
+    by : sequence of str
+        Columns to keep; must include ``"capability"``, and tell the cells apart.
+    dense : str
+        Value of column ``method`` for the untouched model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per calibrated cell and capability: ``by``, ``cell``, ``value``, and ``loss``: how much worse than the
+        dense model, as a share of its score where the score is told in shares (bits per byte), else as a difference.
+        Divergence from the dense model is its own loss.
+
+    Raises
+    ------
+    DataError
+        If the dense model's cell is not in the frame, or two cells have the same labels.
+    """
+    frame = _scored(frame, score)
+    kind = score_named(score)
+    untouched = {
+        name: condition(rows, score).value()[0] for name, rows in frame[frame["method"] == dense].groupby("capability")
+    }
+    rows = []
+    for name, one in _groups(frame[frame["source"].notna()], by):
+        if one["cell"].nunique() > 1:
+            raise DataError(f"{one['cell'].nunique()} cells have the labels {name}; name what tells them apart in by")
+        if name["capability"] not in untouched and score != "js_divergence":
+            raise DataError(f"a loss needs the dense model's cell, and {name['capability']!r} has none in the frame")
+        value = float(condition(one, score).value()[0])
+        rows.append(
+            {
+                **name,
+                "cell": one["cell"].iloc[0],
+                "value": value,
+                "loss": _loss(value, untouched.get(name["capability"], 0.0), kind),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _loss(value: float, dense: float, kind: Score) -> float:
+    """How much worse than the dense model."""
+    worse = value - dense if kind.lower_is_better else dense - value
+    return worse / dense if kind.relative and dense else worse
+
+
 def _scored(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     """Keep the capabilities in which the score exists."""
-    exists = score_named(score).numerator(frame).notna()
+    exists = score_named(score).of(frame).notna()
     kept = frame[exists]
     if kept.empty:
         raise DataError(f"no row of the frame has a score {score!r}")
@@ -221,10 +282,5 @@ def _key(name: Mapping[str, Any], by: Sequence[str]) -> tuple[Any, ...]:
     return tuple(name[column] for column in by)
 
 
-def _rng(seed: int, name: Mapping[str, Any]) -> np.random.Generator:
-    """Give each condition random numbers of its own, so that adding one does not move the others."""
-    return np.random.default_rng([seed, *(ord(char) for char in repr(sorted(name.items())))])
-
-
 def _fields(found: Estimate) -> dict[str, Any]:
-    return {**asdict(found), "se": found.se}
+    return {**asdict(found), "se": found.se, "p_value": found.p_value}

@@ -23,23 +23,105 @@ class Score:
     name : str
         What tables and figures call it.
     numerator, weight : callable
-        From a frame of items to one number per item.
+        From a frame of items to one number per item; for a binned score the numerator is one array per item,
+        of shape (n_bins,).
     lower_is_better : bool
         Whether a loss of capability raises it.
+    columns : tuple of str
+        What the two read.
+    relative : bool
+        Whether an effect on it is told as a share of the baseline's score, or else as a difference.
+    binned : bool
+        Whether it is a sum over bins of absolute values, see :class:`BinnedCondition`.
+    where : str
+        For which items it exists.
     """
 
     name: str
     numerator: Callable[[pd.DataFrame], pd.Series]
     weight: Callable[[pd.DataFrame], pd.Series]
     lower_is_better: bool
+    columns: tuple[str, ...] = ("nll", "n_bytes")
+    relative: bool = True
+    binned: bool = False
+    where: str = "check the filter that made the frame"
+
+    def of(self, frame: pd.DataFrame) -> pd.Series:
+        """Numerator of each item.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame
+            Items.
+
+        Raises
+        ------
+        DataError
+            If the frame lacks a column that the score needs.
+        """
+        missing = [column for column in self.columns if column not in frame]
+        if missing:
+            raise DataError(
+                f"score {self.name!r} needs column {missing[0]!r}, which the frame lacks: its cells were "
+                "evaluated before that was measured; compute them again"
+            )
+        return self.numerator(frame)
+
+
+def _bin_gaps(frame: pd.DataFrame) -> pd.Series:
+    """Subtract the number of hits from the summed confidence, in each bin."""
+    pairs = zip(frame["bin_confidence"], frame["bin_hits"], strict=True)
+    gaps = [None if _absent(c) else np.subtract(c, h, dtype=np.float64) for c, h in pairs]
+    return pd.Series(gaps, index=frame.index, dtype=object)
+
+
+def _bin_total(frame: pd.DataFrame) -> pd.Series:
+    """Count predicted tokens over all bins."""
+    return frame["bin_tokens"].map(lambda counts: np.nan if _absent(counts) else float(np.sum(counts)))
+
+
+def _absent(value: object) -> bool:
+    return value is None or (np.ndim(value) == 0 and bool(pd.isna(value)))
 
 
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
         Score("bits_per_byte", lambda f: f["nll"] / np.log(2), lambda f: f["n_bytes"], True),
-        Score("item_bits_per_byte", lambda f: f["bits_per_byte"], lambda f: f["n_bytes"] * 0 + 1, True),
-        Score("accuracy", lambda f: f["correct"], lambda f: f["n_bytes"] * 0 + 1, False),
+        Score(
+            "item_bits_per_byte",
+            lambda f: f["bits_per_byte"],
+            lambda f: f["n_bytes"] * 0 + 1,
+            True,
+            columns=("bits_per_byte", "n_bytes"),
+        ),
+        Score(
+            "accuracy",
+            lambda f: f["correct"],
+            lambda f: f["n_bytes"] * 0 + 1,
+            False,
+            columns=("correct", "n_bytes"),
+            relative=False,
+            where="accuracy exists for multiple choice only",
+        ),
+        Score(
+            "js_divergence",
+            lambda f: f["js_divergence"] * f["js_tokens"],
+            lambda f: f["js_tokens"],
+            True,
+            columns=("js_divergence", "js_tokens"),
+            where="it is measured against the dense model, for cells evaluated with that as a reference",
+        ),
+        Score(
+            "calibration_error",
+            _bin_gaps,
+            _bin_total,
+            True,
+            columns=("bin_tokens", "bin_confidence", "bin_hits"),
+            relative=False,
+            binned=True,
+            where="it exists where confidence was recorded",
+        ),
     )
 }
 """Scores by name.
@@ -48,6 +130,10 @@ SCORES: dict[str, Score] = {
 the model. ``item_bits_per_byte`` is the mean of the items' own ratios, in which an answer of three bytes counts as much
 as a solution of three hundred. Pooling is the default: the embedded model's retention has intervals of about the same
 width either way, except for knowledge, whose answers are short: there pooling makes them about 30 % narrower.
+
+``js_divergence`` is the mean Jensen-Shannon divergence from the dense model's next-token distribution, in bits per
+predicted token. ``calibration_error`` is the expected calibration error of the most likely next token, see
+:class:`BinnedCondition`.
 """
 
 
@@ -114,15 +200,83 @@ class Condition:
         ndarray of shape (n_replicates,)
             Tasks count equally, whatever their number of items; so do draws.
         """
-        rows = np.ones((1, self.numerator.shape[0])) if draws is None else draws
+        return self.by_task(draws, items).mean(axis=1)
+
+    def by_task(self, draws: Array | None = None, items: Array | None = None) -> Array:
+        """Score of each task: the mean over draws.
+
+        Parameters
+        ----------
+        draws, items : ndarray, optional
+            As in :meth:`value`.
+
+        Returns
+        -------
+        ndarray of shape (n_replicates, n_tasks)
+        """
+        rows = np.ones((1, max(self.n_draws, 1))) if draws is None else draws
         columns = np.ones((1, len(self.items))) if items is None else items
         mean = rows @ self.numerator / rows.sum(axis=1, keepdims=True)  # (n_replicates, n_items)
         member = np.eye(len(self.tasks))[self.task]  # (n_items, n_tasks)
-        return ((columns * mean) @ member / ((columns * self.weight) @ member)).mean(axis=1)
+        return (columns * mean) @ member / ((columns * self.weight) @ member)
 
     def by_draw(self) -> Array:
         """Score of each draw, of shape (n_draws,)."""
-        return self.value(draws=np.eye(self.numerator.shape[0]))
+        return self.value(draws=np.eye(max(self.n_draws, 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class BinnedCondition(Condition):
+    """Expected calibration error of one condition: the gap between confidence and accuracy, bin by bin.
+
+    Parameters
+    ----------
+    numerator : ndarray of shape (n_bins, n_draws, n_items)
+        Summed confidence minus number of hits of each item's tokens in a bin.
+    weight : ndarray of shape (n_items,)
+        Tokens of each item, over all bins.
+    task, items, tasks, draws
+        As in :class:`Condition`.
+
+    Notes
+    -----
+    Of each draw's model and each task it is Σ_b |Σ_items gap_b| / Σ_items tokens; then the mean over draws and tasks is
+    taken. Averaging the gaps over draws first would let one model's overconfidence cancel another's lack of it.
+
+    Chance does not cancel in an absolute value, so the error comes out too high, by about the sum over bins of
+    √(2 n_b acc (1 - acc) / π) / n_tokens where the model is calibrated, and by less where it is not. A difference
+    between two models over the same tokens loses most of that bias if their errors are alike; where one is well
+    calibrated and the other is not, the better one's bias is the larger, so the difference comes out too *small*. Never
+    compare errors over different numbers of tokens.
+
+    References
+    ----------
+    Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, eq. 3. Roelofs et al., "Mitigating Bias in
+    Calibration Error Estimation", arXiv 2012.08668, on the bias.
+    """
+
+    def by_task(self, draws: Array | None = None, items: Array | None = None) -> Array:
+        """Calibration error of each task: the mean over draws.
+
+        Parameters
+        ----------
+        draws, items : ndarray, optional
+            As in :meth:`Condition.value`.
+
+        Returns
+        -------
+        ndarray of shape (n_replicates, n_tasks)
+        """
+        rows = np.ones((1, max(self.n_draws, 1))) if draws is None else draws
+        columns = np.ones((1, len(self.items))) if items is None else items
+        per_task = []
+        for index in range(len(self.tasks)):
+            members = np.flatnonzero(self.task == index)
+            gaps = np.einsum("ri,bdi->rbd", columns[:, members], self.numerator[:, :, members], optimize=True)
+            tokens = columns[:, members] @ self.weight[members]  # (n_replicates,)
+            error = np.abs(gaps).sum(axis=1) / tokens[:, None]  # (n_replicates, n_draws)
+            per_task.append((rows * error).sum(axis=1) / rows.sum(axis=1))
+        return np.stack(per_task, axis=1)
 
 
 def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = "draw") -> Condition:
@@ -148,35 +302,49 @@ def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = 
     if frame["capability"].nunique() > 1:
         names = ", ".join(sorted(frame["capability"].unique()))
         raise DataError(f"one capability at a time, and the frame has {names}")
-    frame = frame.assign(numerator=kind.numerator(frame).astype("Float64"), weight=kind.weight(frame))
+    numerator = kind.of(frame) if kind.binned else kind.of(frame).astype("Float64")
+    labels = frame[["item", "task", draw]]  # frames are wide, and every step below copies
+    frame = labels.assign(numerator=numerator, weight=kind.weight(frame))
     frame = frame[frame["numerator"].notna()]
     if frame.empty:
-        raise DataError(f"no item has a score {score!r}; accuracy exists for multiple choice only")
+        raise DataError(f"no item has a score {score!r}; {kind.where}")
     has_draws = frame[draw].notna()
     if has_draws.any() and not has_draws.all():
         raise DataError(f"column {draw!r} is missing in {(~has_draws).sum()} of {len(frame)} rows of one condition")
     keys = frame[draw] if has_draws.all() else pd.Series(0, index=frame.index)
-    repeated = pd.DataFrame({"draw": keys, "item": frame["item"]}).duplicated()
-    if repeated.any():
-        first = frame[repeated.to_numpy()].iloc[0]
+    row, draws = pd.factorize(keys, sort=True)
+    column, items = pd.factorize(frame["item"], sort=True)
+    shape = len(draws), len(items)
+    place = np.ravel_multi_index((row, column), shape)
+    _once_each(frame, draw, place, shape)
+    order = np.argsort(place)  # draw by draw, and item by item
+    values = list(frame["numerator"].iloc[order]) if kind.binned else frame["numerator"].to_numpy(np.float64)[order]
+    first = order[: len(items)]
+    tasks, task = np.unique(frame["task"].to_numpy(dtype=str)[first], return_inverse=True)
+    about = {
+        "weight": frame["weight"].to_numpy(dtype=np.float64)[first],
+        "task": task.astype(np.int64),
+        "items": tuple(items),
+        "tasks": tuple(map(str, tasks)),
+        "draws": tuple(draws) if has_draws.all() else (),
+    }
+    if not kind.binned:
+        return Condition(numerator=values.reshape(shape), **about)
+    bins = np.stack(values).reshape(*shape, -1)  # (n_draws, n_items, n_bins)
+    return BinnedCondition(numerator=np.ascontiguousarray(np.moveaxis(bins, -1, 0)), **about)
+
+
+def _once_each(frame: pd.DataFrame, draw: str, place: NDArray[np.int64], shape: tuple[int, int]) -> None:
+    """Refuse draws that have an item twice, or lack one that another draw has."""
+    if len(np.unique(place)) < len(place):
+        again = frame[pd.Series(place).duplicated().to_numpy()].iloc[0]
         raise DataError(
-            f"item {first['item']} occurs twice in draw {first[draw]}: the frame holds more than one condition; "
+            f"item {again['item']} occurs twice in draw {again[draw]}: the frame holds more than one condition; "
             f"filter it first, or give each calibration set a {draw!r} of its own"
         )
-    table = frame.assign(_draw=keys).pivot(index="_draw", columns="item", values="numerator").sort_index(axis=1)
-    if table.isna().any(axis=None):
-        missing = int(table.isna().sum(axis=None))
-        raise DataError(f"draws differ in their items: {missing} of {table.size} scores are missing")
-    about = frame.drop_duplicates("item").set_index("item").loc[table.columns]
-    tasks, task = np.unique(about["task"].to_numpy(dtype=str), return_inverse=True)
-    return Condition(
-        numerator=table.to_numpy(dtype=np.float64),
-        weight=about["weight"].to_numpy(dtype=np.float64),
-        task=task.astype(np.int64),
-        items=tuple(table.columns),
-        tasks=tuple(map(str, tasks)),
-        draws=tuple(table.index) if has_draws.all() else (),
-    )
+    missing = int(np.prod(shape)) - len(place)
+    if missing:
+        raise DataError(f"draws differ in their items: {missing} of {np.prod(shape)} scores are missing")
 
 
 def same_items(conditions: Sequence[Condition]) -> None:

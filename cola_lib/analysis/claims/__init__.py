@@ -1,0 +1,59 @@
+"""Claims of the paper: a test for each, the rule for verdicts, the scorecard."""
+
+from cola_lib.analysis.claims.comparisons import (
+    DOMAINS,
+    c1_length,
+    c2_amount,
+    c3_code_not_monotone,
+    c5_source_ranks,
+    c6_reasoning,
+    c8_domain_gain,
+    c9_domain_cost,
+)
+from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
+from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options
+from cola_lib.analysis.claims.findings import (
+    Finding,
+    findings_from_json,
+    findings_to_json,
+    judge_family,
+    overall,
+)
+from cola_lib.analysis.claims.prediction import c11_mechanism, c17_proxy
+from cola_lib.analysis.claims.rules import MARGIN, Verdict, matters, verdict
+from cola_lib.analysis.claims.scorecard import scorecard, scorecard_markdown, scorecard_parts
+from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim
+
+__all__ = [
+    "CLAIMS",
+    "DOMAINS",
+    "MARGIN",
+    "PRUNING",
+    "QUANTIZATION",
+    "UNITS",
+    "Claim",
+    "Finding",
+    "Options",
+    "Verdict",
+    "c1_length",
+    "c2_amount",
+    "c3_code_not_monotone",
+    "c4_source_as_method",
+    "c5_source_ranks",
+    "c6_reasoning",
+    "c7_language",
+    "c8_domain_gain",
+    "c9_domain_cost",
+    "c10_difficulty",
+    "c11_mechanism",
+    "c17_proxy",
+    "findings_from_json",
+    "findings_to_json",
+    "judge_family",
+    "matters",
+    "overall",
+    "scorecard",
+    "scorecard_markdown",
+    "scorecard_parts",
+    "verdict",
+]

@@ -1,0 +1,49 @@
+"""Figures of shares: what a whole is made of."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+LABELLED = 0.05
+"""A part below this share of the whole has no room for its number."""
+
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
+"""Besides colours, so that parts can be told apart without them."""
+
+
+def stacked_shares(table: pd.DataFrame, *, row: str, part: str, value: str, xlabel: str) -> Figure:
+    """Draw one stacked bar per row, each part told apart by colour and hatching.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy: one row per bar and part; values are shares of the bar, drawn in per cent.
+    row, part, value : str
+        Columns: the bars, their parts, the shares.
+    xlabel : str
+        What the horizontal axis shows.
+
+    Returns
+    -------
+    Figure
+    """
+    wide = 100 * table.pivot(index=row, columns=part, values=value)
+    wide = wide.reindex(index=list(dict.fromkeys(table[row])), columns=list(dict.fromkeys(table[part])))
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(wide) + 1.4), layout="constrained")
+    left = pd.Series(0.0, index=wide.index)
+    colors = sns.color_palette("colorblind", wide.shape[1])
+    for (name, widths), color, hatch in zip(wide.items(), colors, HATCHES, strict=False):
+        bars = axis.barh(wide.index, widths, left=left, color=color, hatch=hatch, edgecolor="white", label=name)
+        text = [f"{width:.0f}" if width >= 100 * LABELLED else "" for width in widths]
+        axis.bar_label(
+            bars, text, label_type="center", fontsize=9, bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
+        )
+        left += widths
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel, ylabel="", xlim=(0, 100))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="")
+    return figure
