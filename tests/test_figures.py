@@ -81,3 +81,65 @@ def test_matrices_share_one_scale():
 def test_methods_come_dense_first_then_each_control_before_what_it_controls():
     labels = ["gptq 3-bit", "dense", "rtn 3-bit", "wanda 50%", "magnitude 50%", "mine"]
     assert figures.in_order(labels) == ["dense", "magnitude 50%", "wanda 50%", "rtn 3-bit", "gptq 3-bit", "mine"]
+
+
+def curve_table():
+    rows = itertools.product([4, 16, 64], METHODS[1:], ["math", "code"])
+    values = np.linspace(0.3, 0.9, 12)
+    return pd.DataFrame(
+        [
+            {"n": n, "label": m, "capability": c, "value": v, "low": v - 0.03, "high": v + 0.02}
+            for (n, m, c), v in zip(rows, values, strict=True)
+        ]
+    )
+
+
+def test_curves_pass_through_their_values_with_their_intervals():
+    given = curve_table()
+    figure = figures.interval_curves(given, x="n", hue="label", column="capability", xlabel="n", ylabel="kept (%)")
+    assert [axis.get_title() for axis in figure.axes] == ["math", "code"]
+    for axis in figure.axes:
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["4", "16", "64"]
+        assert len(axis.containers) == 2
+        for container, label in zip(axis.containers, METHODS[1:], strict=True):
+            own = given[(given["label"] == label) & (given["capability"] == axis.get_title())]
+            line, _, (bars,) = container
+            assert list(line.get_ydata()) == pytest.approx(list(100 * own["value"]))
+            ends = [sorted(segment[:, 1]) for segment in bars.get_segments()]
+            assert np.allclose(ends, 100 * own[["low", "high"]].to_numpy())
+    lines = [container[0] for container in figure.axes[0].containers]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 2
+
+
+def test_stacked_shares_add_up_and_carry_their_numbers():
+    given = pd.DataFrame(
+        {
+            "capability": ["math"] * 3 + ["code"] * 3,
+            "part": ["a", "b", "c"] * 2,
+            "share": [0.5, 0.47, 0.03, 0.2, 0.3, 0.5],
+        }
+    )
+    figure = figures.stacked_shares(given, row="capability", part="part", value="share", xlabel="share (%)")
+    bars = [patch for container in figure.axes[0].containers for patch in container]
+    assert [round(bar.get_width(), 6) for bar in bars] == [50, 20, 47, 30, 3, 50]
+    assert [round(bar.get_x(), 6) for bar in bars] == [0, 0, 50, 20, 97, 50]
+    assert {text.get_text() for text in figure.axes[0].texts} == {"50", "47", "20", "30", ""}
+    assert len({bar.get_hatch() for bar in bars}) == 3
+
+
+def test_verdicts_are_told_apart_by_marker_and_long_intervals_end_in_an_arrow():
+    given = pd.DataFrame(
+        [
+            ("C5", 0.10, 0.05, 0.15, "reproduced"),
+            ("C5", 0.02, -0.01, 0.05, "undecided at this power"),
+            ("C8", -0.05, -0.90, 0.80, "undecided at this power"),
+            ("C8", -0.08, -0.10, -0.06, "not reproduced"),
+        ],
+        columns=["claim", "value", "low", "high", "verdict"],
+    )
+    figure = figures.verdict_strip(given, xlabel="effect (%)")
+    axis = figure.axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["C5", "C8"]
+    points = {line.get_xdata()[0]: line.get_marker() for line in axis.lines if len(line.get_xdata()) == 1}
+    assert {round(x, 3): m for x, m in points.items() if m not in "<>"} == {10: "o", 2: "D", -5: "D", -8: "X"}
+    assert sorted(m for m in points.values() if m in "<>") == ["<", ">"]

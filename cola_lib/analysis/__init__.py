@@ -33,6 +33,14 @@ from cola_lib.analysis.claims import (
 )
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
+from cola_lib.analysis.proxy import (
+    DIVERSITY,
+    REPRESENTATIVENESS,
+    measure_table,
+    needed_correlation,
+    proxy_table,
+    rank_correlations,
+)
 from cola_lib.analysis.ranks import Correlation, HeldOut, held_out_correlation, spearman
 from cola_lib.analysis.retention import (
     BY,
@@ -50,7 +58,9 @@ __all__ = [
     "BY",
     "CLAIMS",
     "DOMAINS",
+    "DIVERSITY",
     "MARGIN",
+    "REPRESENTATIVENESS",
     "SCORES",
     "BinnedCondition",
     "Claim",
@@ -86,8 +96,12 @@ __all__ = [
     "holm",
     "judge_family",
     "matters",
+    "measure_table",
+    "needed_correlation",
     "overall",
     "permutation_test",
+    "proxy_table",
+    "rank_correlations",
     "ratio",
     "retention_table",
     "rng_of",

@@ -1,14 +1,28 @@
 """Figures from tidy records. None computes a result; each returns a matplotlib figure."""
 
 from cola_lib.figures.comparisons import interval_dots, lines, matrix_heatmap, retention_heatmap
+from cola_lib.figures.curves import interval_curves
+from cola_lib.figures.domains import matched_heatmap, target_dots
+from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
+from cola_lib.figures.shares import stacked_shares
 from cola_lib.figures.style import METHOD_ORDER, in_order, use_style
+from cola_lib.figures.verdicts import verdict_strip
 
 __all__ = [
     "METHOD_ORDER",
+    "agreement_scatter",
+    "correlation_forest",
+    "depth_profiles",
     "in_order",
+    "interval_curves",
     "interval_dots",
     "lines",
+    "matched_heatmap",
     "matrix_heatmap",
     "retention_heatmap",
+    "scaled_heatmaps",
+    "stacked_shares",
+    "target_dots",
     "use_style",
+    "verdict_strip",
 ]
