@@ -199,3 +199,26 @@ def test_a_singular_hessian_is_an_error_and_not_the_identity():
     stats.gram[0, 1] = stats.gram[1, 0] = 100.0  # no Gram matrix at all: not positive definite
     with pytest.raises(NumericsError, match=r"model\.x: its 8 x 8 Gram matrix of 4 tokens is singular"):
         stats.inverse_factor(0.01, "model.x")
+
+
+def test_energy_from_the_weight_s_gram_matrix_is_the_output_energy():
+    generator = torch.Generator().manual_seed(0)
+    # Small where the inputs are large, as an error that a solver has minimised is: the hard case for rounding.
+    spread = torch.logspace(-2, 1.5, 48)
+    X = torch.randn(200, 48, generator=generator) * spread
+    W = torch.randn(32, 48, generator=generator) / spread
+    stats = InputStatistics.empty(48)
+    stats.update(X)
+    exact = float((X.double() @ W.double().T).square().sum())
+    assert stats.energy_under(W.T @ W) == pytest.approx(exact, rel=1e-5)
+    assert stats.output_energy(W) == pytest.approx(exact, rel=1e-5)
+
+
+def test_a_layer_s_energy_is_kept_until_more_tokens_come():
+    stats = InputStatistics.empty(4)
+    stats.update(torch.eye(4))
+    assert stats.energy_of("a", torch.eye(4)) == pytest.approx(4)
+    assert stats.energy_of("a", 2 * torch.eye(4)) == pytest.approx(4)  # kept by name
+    assert stats.energy_of("b", 2 * torch.eye(4)) == pytest.approx(16)
+    stats.update(torch.eye(4))
+    assert stats.energy_of("a", torch.eye(4)) == pytest.approx(8)

@@ -190,10 +190,12 @@ def _report(
     seconds: float,
 ) -> LayerReport:
     delta = (new if scale is None else new / scale) - W
+    judged = problem.stats is not None or targets
+    delta_gram = delta.T @ delta if judged else delta
 
     def lost(stats: InputStatistics) -> float | None:
         energy = stats.energy_of(layer, W)
-        return stats.output_energy(delta) / energy if energy > 0 else None
+        return stats.energy_under(delta_gram) / energy if energy > 0 else None
 
     on_targets = {name: lost(stats) for name, stats in targets.items()}
     return LayerReport(

@@ -95,6 +95,21 @@ class InputStatistics:
         W = W.float()
         return float(((W @ self.gram) * W).sum(dtype=torch.float64))
 
+    def energy_under(self, weight_gram: Tensor) -> float:
+        """Sum of squares that a weight makes of these inputs, from its own Gram matrix: tr(WᵀW·XᵀX).
+
+        Parameters
+        ----------
+        weight_gram : Tensor of shape (d_in, d_in), float32
+            WᵀW of a weight, or of the difference of two.
+
+        Notes
+        -----
+        The same number as :meth:`output_energy`, up to rounding. One product gives WᵀW, and then each set of inputs
+        that the weight is judged on costs a sum over d_in² numbers instead of another product.
+        """
+        return float(torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64))
+
     def energy_of(self, layer: str, W: Tensor) -> float:
         """Energy that a layer of the untouched model makes of these inputs, computed once.
 

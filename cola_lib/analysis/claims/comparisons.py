@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -294,12 +295,18 @@ def c9_domain_cost(
     Returns
     -------
     list of Finding
-        One for each domain, off-target capability and label; above 0 is a loss.
+        One for each domain, off-target capability and label; above 0 is a loss, as a share of the score under general
+        data, which is also what :func:`c8_domain_gain` divides by.
     """
+    cost = partial(_cost, gain_of(options.score))
     findings = []
     for target, source in domains.items():
         rows = among(at(calibrated(frame), "source", [source, general]), methods)
         for part, one in parts(rows[rows["capability"] != target], "label", "capability"):
-            pair = at(one, "source", general), at(one, "source", source)
-            findings.append(compare("C9", f"{part} on {source}", *pair, options, draws="independent"))
+            pair = [at(one, "source", source), at(one, "source", general)]
+            findings.append(combine("C9", f"{part} on {source}", pair, cost, options, draws="independent"))
     return findings
+
+
+def _cost(gain: Callable[[Array, Array], Array], own: Array, general: Array) -> Array:
+    return -gain(own, general)
