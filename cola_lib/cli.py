@@ -37,6 +37,7 @@ SUITES = ("capabilities",)
 LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
+FINDINGS = ("evidence", "results")
 PRUNING = ("sparsity", "pattern")
 QUANTIZING = ("bits", "group_size", "symmetric")
 
@@ -610,25 +611,27 @@ def notebook(
 @app.command()
 def claims(
     store: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--store",
-            help="Folder or fsspec URL whose findings are read; of the repository, the evidence.",
+            help="Folder or fsspec URL whose findings are read. Default: evidence, which a repository holds, or "
+            "else results, which make book fills.",
             metavar="URL",
         ),
-    ] = "evidence",
+    ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts.
 
-    The findings are those that the book's notebooks computed. The repository holds those of the standard profile in
-    evidence; after make book, results holds your own.
+    The findings are those that the book's notebooks computed; where they were read is said on standard error.
     """
     from cola_lib.analysis import scorecard, scorecard_parts
-    from cola_lib.verdicts import recorded
+    from cola_lib.verdicts import has_findings, recorded
 
+    store = store or next(filter(has_findings, FINDINGS), FINDINGS[-1])
     findings = [finding for found in recorded(store).values() for finding in found]
+    typer.echo(f"findings in {store}", err=True)
     table = scorecard_parts(findings) if parts else scorecard(findings)
     if as_json:
         rows = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")

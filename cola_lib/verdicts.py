@@ -84,6 +84,18 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
     return found
 
 
+def has_findings(store: str | os.PathLike[str]) -> bool:
+    """Whether :func:`recorded` finds something.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder or fsspec URL of the results.
+    """
+    fs, root = fsspec.url_to_fs(os.fspath(store))
+    return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
+
+
 def verdict_table(findings: Sequence[Finding]) -> Styler:
     """Show findings at the end of a notebook.
 

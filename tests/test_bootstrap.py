@@ -561,6 +561,11 @@ def test_retention_has_a_row_per_condition(grid):
     assert wanda.loc["c4", "n_draws"] == 3 and table[table["source"].isna()]["n_draws"].eq(0).all()
 
 
+def test_a_label_may_not_have_the_name_of_a_result(grid):
+    with pytest.raises(DataError, match="column 'level' of by= has the name of a column of the result"):
+        retention_table(grid.assign(level="hard"), by=("level", "label", "capability"))
+
+
 def test_retention_of_accuracy_is_the_other_way_round(grid):
     table = retention_table(grid, score="accuracy")
     assert set(table["capability"]) == {"commonsense"} and (table["value"] <= 1).all()

@@ -93,6 +93,17 @@ def test_the_command_prints_the_scorecard(tmp_path, judged):
     assert [Finding.from_dict(part) for part in parts] == judged
 
 
+def test_the_command_prefers_the_evidence_to_results(tmp_path, judged, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["claims"]).exit_code == 2
+    record("results", "a", judged)
+    assert CliRunner().invoke(app, ["claims"]).stderr == "findings in results\n"
+    record("evidence", "a", judged[:1])
+    shown = CliRunner().invoke(app, ["claims", "--json"])
+    assert shown.stderr == "findings in evidence\n"
+    assert len(json.loads(shown.stdout)) == 1
+
+
 def test_the_command_says_where_it_looked(tmp_path):
     result = CliRunner().invoke(app, ["claims", "--store", str(tmp_path / "none")])
     assert result.exit_code == 2

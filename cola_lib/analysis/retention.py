@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pandas as pd
@@ -272,6 +272,9 @@ def _scored(frame: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Split into conditions; a label that is missing (no source) is a label too."""
+    taken = sorted({field.name for field in fields(Estimate)} & set(by))
+    if taken:
+        raise DataError(f"column {taken[0]!r} of by= has the name of a column of the result; rename it in the frame")
     if "capability" not in by:
         raise DataError("capabilities are reported one by one: by must include 'capability'")
     for values, rows in frame.groupby(list(by), sort=False, dropna=False):
