@@ -29,6 +29,7 @@ LIGHT = {
     "cli": {"typer"},
     "experiments": {"fsspec"},
     "figures": {"matplotlib", "seaborn"},
+    "verdicts": {"fsspec"},
 }
 CORE = {
     *("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "safetensors", "tqdm"),
