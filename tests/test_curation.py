@@ -13,7 +13,6 @@ from cola_lib.activations import row_features
 from cola_lib.activations.rows import pooled_probe
 from cola_lib.curation import (
     COLA_COMPOSITION,
-    PLAIN,
     STRATEGIES,
     Composition,
     Pool,
@@ -472,4 +471,3 @@ def test_rows_are_shared_out_by_largest_remainder():
 
 def test_alternating_takes_turns_and_nothing_twice():
     assert alternating([[1, 2, 3], [4], [5, 2]]) == [1, 4, 5, 2, 3]
-    assert PLAIN == Composition()

@@ -8,7 +8,7 @@ import pytest
 
 from cola_lib.curation import Cola, Proxy, strategy
 from cola_lib.errors import SpecError
-from cola_lib.experiments import Experiment, ResultStore, Tuning, as_strategy
+from cola_lib.experiments import ResultStore, Tuning, as_strategy
 from cola_lib.finetune import TuneSpec
 from tests.test_experiment import METHODS, small  # noqa: F401 - a fixture
 
@@ -114,4 +114,3 @@ def test_strategies_are_written_as_names_or_mappings():
     assert as_strategy(Cola(domain=False)) == Cola(domain=False)
     with pytest.raises(SpecError, match="this has none"):
         as_strategy({"width": 8})
-    assert isinstance(Experiment(), Experiment)
