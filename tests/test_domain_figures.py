@@ -37,7 +37,9 @@ def gains():
 
 def test_dots_on_target_are_filled_and_all_sit_on_their_values():
     table = gains()
-    figure = figures.target_dots(table, row="capability", facet="source", hue="label", xlabel="gain")
+    figure = figures.interval_dots(
+        table, row="capability", facet="source", hue="label", matched="on_target", xlabel="gain", reference=0.0
+    )
     panels = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in panels] == ["gsm8k", "code"]
     for axis in panels:

@@ -1,8 +1,9 @@
 """Figures from tidy records. None computes a result; each returns a matplotlib figure."""
 
-from cola_lib.figures.comparisons import interval_dots, lines, matrix_heatmap, retention_heatmap
+from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatmap
 from cola_lib.figures.curves import interval_curves
-from cola_lib.figures.domains import matched_heatmap, target_dots
+from cola_lib.figures.domains import matched_heatmap
+from cola_lib.figures.dots import interval_dots
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
@@ -29,7 +30,6 @@ __all__ = [
     "scaled_heatmaps",
     "set_overview",
     "stacked_shares",
-    "target_dots",
     "use_style",
     "verdict_strip",
 ]

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from cola_lib.figures.layout import INCHES_OF_LETTER, panels
-from cola_lib.figures.style import MARKERS, in_order
+from cola_lib.figures.style import in_order
 
 FEW = 8
 """Points on an axis that are each worth a label."""
@@ -18,46 +18,6 @@ FEW = 8
 
 def _percent(value: float) -> str:
     return f"{100 * value:.0f}"
-
-
-def interval_dots(table: pd.DataFrame, *, row: str, facet: str, xlabel: str, reference: float | None = 1.0) -> Figure:
-    """Draw a dot with its interval for each row, one panel per facet.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``row``, ``facet``, ``value``, ``low`` and ``high``; values are shares, drawn in per cent.
-    row, facet : str
-        Columns whose values become the rows and the panels.
-    xlabel : str
-        What the horizontal axis shows.
-    reference : float or None
-        Where a vertical line marks "nothing lost".
-
-    Returns
-    -------
-    Figure
-    """
-    rows = in_order(table[row].unique())
-    facets = list(dict.fromkeys(table[facet]))
-    figure, axes = panels(len(facets), width=1.9, height=0.3 * len(rows) + 0.5, margins=(1.7, 0.5))
-    colors = dict(zip(rows, sns.color_palette("colorblind", len(rows)), strict=True))
-    for axis, name in zip(axes, facets, strict=True):
-        part = table[table[facet] == name].set_index(row)
-        for y, label in enumerate(rows):
-            if label not in part.index:
-                continue
-            entry = part.loc[label]
-            axis.plot([100 * entry["low"], 100 * entry["high"]], [y, y], color=colors[label], linewidth=2)
-            axis.plot(100 * entry["value"], y, MARKERS[y % len(MARKERS)], color=colors[label], markersize=7)
-        if reference is not None:
-            axis.axvline(100 * reference, color="0.35", linewidth=1, linestyle="--")
-        axis.set_title(name)
-        axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), rows)
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.supxlabel(xlabel, fontsize=10)
-    return figure
 
 
 def retention_heatmap(

@@ -1,4 +1,4 @@
-"""Figures of matching calibration to use: gains on and off target, and calibrated-on × evaluated-on matrices."""
+"""Figures of matching calibration to use: calibrated-on × evaluated-on matrices."""
 
 from __future__ import annotations
 
@@ -6,71 +6,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from cola_lib.figures.layout import INCHES_OF_LETTER, panels
-from cola_lib.figures.style import MARKERS, in_order
-
-SPREAD = 0.6
-"""Part of a row's height that its dots share."""
+from cola_lib.figures.style import in_order
 
 LEAST_LIMIT = 2.0
 """End of a diverging scale in per cent, or further out: a matrix of trifles stays pale."""
 
 PAGE = 6.0
 """Width in inches that two panels side by side may take."""
-
-
-def target_dots(
-    table: pd.DataFrame, *, row: str, facet: str, hue: str, xlabel: str, on_target: str = "on_target"
-) -> Figure:
-    """Draw gains with their intervals, those on target filled and on a band, the others hollow.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``row``, ``facet``, ``hue``, ``on_target`` (bool), ``value``, ``low`` and ``high``; values are shares,
-        drawn in per cent.
-    row, facet, hue : str
-        Columns whose values become the rows, the panels, and the dots within a row (told apart by colour and shape).
-    xlabel : str
-        What the horizontal axis shows.
-    on_target : str
-        Column that says whether a row is what its panel's data are made for.
-
-    Returns
-    -------
-    Figure
-    """
-    rows, facets = (list(dict.fromkeys(table[name])) for name in (row, facet))
-    hues = in_order(table[hue].unique())
-    colors = dict(zip(hues, sns.color_palette("colorblind", len(hues)), strict=True))
-    height = max(0.5, 0.2 * len(hues) + 0.15) * len(rows) + 0.4
-    figure, axes = panels(len(facets), width=2.3, height=height, margins=(1.6, 0.5))
-    for axis, name in zip(axes, facets, strict=True):
-        part = table[table[facet] == name]
-        for target in part.loc[part[on_target], row].unique():
-            axis.axhspan(rows.index(target) - 0.5, rows.index(target) + 0.5, color="0.92", zorder=0)
-        for entry in part.to_dict("records"):
-            n = hues.index(entry[hue])
-            y = rows.index(entry[row]) + SPREAD * ((n + 0.5) / len(hues) - 0.5)
-            fill = colors[entry[hue]] if entry[on_target] else "white"
-            axis.plot([100 * entry["low"], 100 * entry["high"]], [y, y], color=colors[entry[hue]], linewidth=1.5)
-            axis.plot(100 * entry["value"], y, MARKERS[n], color=colors[entry[hue]], markerfacecolor=fill, markersize=6)
-        axis.axvline(0, color="0.35", linewidth=1, linestyle="--")
-        axis.set_title(name)
-        axis.grid(axis="y", visible=False)
-    axes[0].set_yticks(range(len(rows)), rows)
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    marks = [Line2D([], [], color=colors[name], marker=MARKERS[n], label=name) for n, name in enumerate(hues)]
-    marks += [
-        Line2D([], [], color="0.35", marker="o", linestyle="", markerfacecolor=fill, label=label)
-        for fill, label in (("0.35", "on target (grey band)"), ("white", "off target"))
-    ]
-    figure.legend(handles=marks, loc="outside upper center", ncols=min(len(marks), 4), fontsize=9)
-    figure.supxlabel(xlabel, fontsize=10)
-    return figure
 
 
 def matched_heatmap(
