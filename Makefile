@@ -10,7 +10,7 @@ PROFILE ?= quick
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
-# Processes for the tests, each with one thread: many small matrices gain nothing from more.
+# Tests, or notebooks, at a time: small matrices gain little from threads.
 JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
 
 BIN := $(VENV)/bin
@@ -47,7 +47,7 @@ plan:
 	@echo "  4. render the book to _build/html         about 1 minute"
 
 notebooks: setup  ## Run the notebooks of PROFILE into book/executed
-	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed $(if $(FRESH),--fresh) $(if $(CI),,--progress)
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed --jobs $(JOBS) $(if $(FRESH),--fresh) $(if $(CI),,--progress)
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
 	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml

@@ -9,18 +9,21 @@ is there must mean that every cell ran.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import logging
+import multiprocessing
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cola_lib.errors import ColaError, OutputError, UnknownNameError
+from cola_lib.errors import ColaError, OutputError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -31,6 +34,8 @@ PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
 PACKED = "packed"
 """Parameter of a notebook that names packed results to read."""
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable that says how many threads a process computes with."""
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
@@ -55,6 +60,10 @@ class ExecutionError(NotebookError):
         self.traceback = traceback
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[type[ExecutionError], tuple[str, str]]:
+        """Let it cross from one process to another with its traceback."""
+        return type(self), (str(self), self.traceback)
+
 
 class ParameterError(ColaError):
     """A notebook parameter has a value of the wrong kind, or cannot be read."""
@@ -76,6 +85,9 @@ class Profile:
         Parameters of each notebook, in the order in which the notebooks run.
     cell_timeout : int or None
         Seconds that one cell may take; None for no limit.
+    after : mapping of str to sequence of str
+        For a notebook, those that it waits for because it reads results that they compute. Only a matter when
+        several run at a time.
     """
 
     name: str
@@ -83,6 +95,7 @@ class Profile:
     takes: str
     notebooks: Mapping[str, Mapping[str, Any]]
     cell_timeout: int | None = None
+    after: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,12 +112,20 @@ class NotebookRun:
         Values that replace the notebook's own; the others keep theirs.
     cell_timeout : int or None
         Seconds that one cell may take; None for no limit.
+    after : sequence of str
+        Names of notebooks that it waits for, where they run too.
     """
 
     source: Path
     out: Path
     parameters: Mapping[str, Any]
     cell_timeout: int | None = None
+    after: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the notebook."""
+        return self.source.stem
 
 
 # ---------------------------------------------------------------------------------------- what to run
@@ -150,7 +171,20 @@ def read_profile(name: str, folder: Path) -> Profile:
         str(notebook): _mapping(values or {}, f"{path}: notebook {notebook}")
         for notebook, values in _mapping(content["notebooks"], f"{path}: notebooks").items()
     }
-    return Profile(name, content["about"], content["takes"], notebooks, content.get("cell_timeout"))
+    after = {
+        str(notebook): tuple(map(str, earlier))
+        for notebook, earlier in _mapping(content.get("after") or {}, f"{path}: after").items()
+    }
+    order = list(notebooks)
+    for notebook, earlier in after.items():
+        for each in (notebook, *earlier):
+            if each not in notebooks:
+                raise UnknownNameError("notebook", each, notebooks, f"It stands under after in {path}")
+        # the order of the profile is one in which every notebook finds what it reads
+        late = [each for each in earlier if order.index(each) >= order.index(notebook)]
+        if late:
+            raise ColaError(f"{path}: {notebook} waits for {', '.join(late)}, and so must stand below it")
+    return Profile(name, content["about"], content["takes"], notebooks, content.get("cell_timeout"), after)
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -263,7 +297,8 @@ def plan(
         if fresh and PACKED in declared_parameters(source):
             parameters[PACKED] = []
         _check_parameters(source, parameters)
-        runs.append(NotebookRun(source, target, parameters, profile.cell_timeout if profile else None))
+        timeout, after = (profile.cell_timeout, profile.after.get(name, ())) if profile else (None, ())
+        runs.append(NotebookRun(source, target, parameters, timeout, after))
     if not runs:
         raise ColaError("nothing to run: name a notebook, or a profile that has some")
     return runs
@@ -320,6 +355,89 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     finally:
         partial.unlink(missing_ok=True)
     return time.monotonic() - start
+
+
+def run_notebooks(
+    runs: Sequence[NotebookRun], *, jobs: int = 1, progress: bool = False
+) -> Iterator[tuple[NotebookRun, float | None]]:
+    """Execute notebooks one after the other, or several at a time.
+
+    Parameters
+    ----------
+    runs : sequence of NotebookRun
+        See :func:`plan`. Of several at a time, one starts when those that it waits for have ended.
+    jobs : int
+        How many at a time. They share the processor's cores evenly, unless ``OMP_NUM_THREADS`` is set.
+    progress : bool
+        Show a bar that counts cells, of one notebook at a time; several would overwrite one another's.
+
+    Yields
+    ------
+    (NotebookRun, float or None)
+        When one starts, with None; when it has ended, with the seconds it took.
+
+    Raises
+    ------
+    SpecError
+        If ``jobs`` is below 1, or two notebooks wait for each other.
+    ExecutionError
+        The first that was raised; what runs beside it is let end, and nothing else starts.
+
+    Notes
+    -----
+    Small models gain little from threads: on two cores two notebooks with one thread each take less time than one
+    after the other with two threads.
+    """
+    if jobs < 1:
+        raise SpecError(f"jobs: at least 1, not {jobs}")
+    if jobs > 1:
+        yield from _side_by_side(runs, jobs)
+        return
+    for run in runs:
+        yield run, None
+        yield run, run_notebook(run, progress=progress)
+
+
+def _side_by_side(runs: Sequence[NotebookRun], jobs: int) -> Iterator[tuple[NotebookRun, float | None]]:
+    waiting = list(runs)
+    left = {run.name for run in runs}
+    running: dict[Future[float], NotebookRun] = {}
+    # spawn: a fork of a process that has threads may hang
+    with (
+        _cores_shared(jobs),
+        ProcessPoolExecutor(min(jobs, len(runs)), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        try:
+            while waiting or running:
+                ready = [run for run in waiting if left.isdisjoint(run.after)]
+                for run in ready[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running[pool.submit(run_notebook, run)] = run
+                    yield run, None
+                if not running:
+                    raise SpecError(f"{', '.join(run.name for run in waiting)}: each waits for another")
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    run = running.pop(future)
+                    seconds = future.result()
+                    left.remove(run.name)
+                    yield run, seconds
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _cores_shared(jobs: int) -> Iterator[None]:
+    """Tell the processes started meanwhile how many threads each of them has."""
+    if THREADS in os.environ:
+        yield
+        return
+    os.environ[THREADS] = str(max(1, (os.cpu_count() or 1) // jobs))
+    try:
+        yield
+    finally:
+        del os.environ[THREADS]
 
 
 def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:

@@ -843,6 +843,7 @@ def notebook(
     out: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path("book/executed"),
     folder: Annotated[Path, typer.Option("--notebooks", help="Folder of the source notebooks.")] = Path("notebooks"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Read no packed results, whatever the profile names.")] = False,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time; they share the cores.", min=1)] = 1,
     progress: ProgressOption = False,
 ) -> None:
     """Execute notebooks of the book, with parameters of your choice.
@@ -863,14 +864,13 @@ def notebook(
         overrides=book.parse_overrides(parameter or []),
         fresh=fresh,
     )
-    for number, run in enumerate(runs, start=1):
-        typer.echo(f"[{number}/{len(runs)}] {run.source.stem} ...", err=True)
-        try:
-            seconds = book.run_notebook(run, progress=progress)
-        except book.ExecutionError as error:
-            typer.echo(error.traceback, err=True)
-            _fail(str(error), NOTEBOOK_FAILED)
-        typer.echo(f"[{number}/{len(runs)}] {run.source.stem}: {seconds:.0f} s, {run.out}", err=True)
+    numbers = {run.name: f"[{number}/{len(runs)}] {run.name}" for number, run in enumerate(runs, start=1)}
+    try:
+        for run, seconds in book.run_notebooks(runs, jobs=jobs, progress=progress):
+            typer.echo(f"{numbers[run.name]}{' ...' if seconds is None else f': {seconds:.0f} s, {run.out}'}", err=True)
+    except book.ExecutionError as error:
+        typer.echo(error.traceback, err=True)
+        _fail(str(error), NOTEBOOK_FAILED)
 
 
 @app.command()

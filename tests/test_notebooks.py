@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from cola_lib import book
-from cola_lib.errors import ColaError, UnknownNameError
+from cola_lib.errors import ColaError, SpecError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -172,6 +173,11 @@ def test_profile(tmp_path):
         ("about: a\ntakes: b\nnotebooks: [x]\n", "expected a mapping, found list"),
         ("about: a\ntakes: b\nnotebooks: {x: 3}\n", "notebook x: expected a mapping, found int"),
         ("about: [\n", "not YAML"),
+        ("about: a\ntakes: b\nnotebooks: {x: {}, y: {}}\nafter: {y: [xx]}\n", "nearest: x"),
+        (
+            "about: a\ntakes: b\nnotebooks: {x: {}, y: {}}\nafter: {x: [y]}\n",
+            "x waits for y, and so must stand below it",
+        ),
     ],
 )
 def test_bad_profile(tmp_path, text, message):
@@ -249,6 +255,56 @@ def test_failure_leaves_the_output_as_it_was(tmp_path, cell, timeout, message, i
 
     book.run_notebook(run_of(write(tmp_path, "nb", "print(1)"), tmp_path / "out"))
     assert [p.name for p in run.out.parent.iterdir()] == ["nb.ipynb"], "success clears the failed copy"
+
+
+def together(tmp_path, runs_after: dict[str, list[str]], **cells: str) -> list[book.NotebookRun]:
+    for name, cell in cells.items():
+        write(tmp_path, name, cell)
+    profile = book.Profile("p", "", "", dict.fromkeys(cells, {}), 300, runs_after)
+    return book.plan([], folder=tmp_path, out=tmp_path / "out", profile=profile)
+
+
+def test_several_at_a_time_wait_for_what_they_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet = """
+from pathlib import Path
+import os, time
+Path({mine!r}).touch()
+while not Path({other!r}).exists():
+    time.sleep(0.05)
+print("threads", os.environ["OMP_NUM_THREADS"])
+"""
+    a, b = (str(tmp_path / name) for name in "ab")
+    runs = together(
+        tmp_path,
+        {"last": ["one", "two"]},
+        one=meet.format(mine=a, other=b),  # neither ends unless both run
+        two=meet.format(mine=b, other=a),
+        last="print('after both')",
+    )
+    events = [(run.name, seconds is not None) for run, seconds in book.run_notebooks(runs, jobs=2)]
+    assert set(events[:4]) == {(name, ended) for name in ("one", "two") for ended in (False, True)}
+    assert events[4:] == [("last", False), ("last", True)]
+    share = max(1, (os.cpu_count() or 1) // 2)
+    assert f"threads {share}" in text_of(nbformat.read(tmp_path / "out" / "one.ipynb", 4))
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_after_a_failure_nothing_else_starts(tmp_path):
+    runs = together(tmp_path, {"last": ["bad"]}, bad="1 / 0", last="print('never')")
+    events = []
+    with pytest.raises(book.ExecutionError, match="division by zero") as raised:
+        events.extend((run.name, seconds) for run, seconds in book.run_notebooks(runs, jobs=2))
+    assert "ZeroDivisionError" in raised.value.traceback
+    assert not (tmp_path / "out" / "last.ipynb").exists()
+
+
+def test_what_cannot_run_together_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="at least 1, not 0"):
+        list(book.run_notebooks([], jobs=0))
+    runs = together(tmp_path, {"one": ["two"], "two": ["one"]}, one="1", two="2")
+    with pytest.raises(SpecError, match="one, two: each waits for another"):
+        list(book.run_notebooks(runs, jobs=2))
 
 
 def test_unknown_kernel(tmp_path):
