@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from cola_lib import cli
+from cola_lib.cli.common import write_json
 from cola_lib.compress import METHODS
 from cola_lib.data import source_names
+from cola_lib.errors import OutputError
 from tests.test_notebooks import write
 from tests.tiny_models import tiny_model
 
@@ -302,8 +304,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     out = tmp_path / "scores.json"
-    with pytest.raises(cli.OutputError, match="No space left"):
-        cli._write_json({"a": 1}, out)
+    with pytest.raises(OutputError, match="No space left"):
+        write_json({"a": 1}, out)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from cola_lib import cli
 from cola_lib.calibration import FORMATS, Format, build_calibration_set, calibration_set, draw_samples, formats_of
 from cola_lib.calibration.formats import Wording, _solved
+from cola_lib.cli.compress import FORMATS as FORMAT_NAMES
 from cola_lib.data import Sample, load_samples
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 from tests.byte_tokenizer import byte_tokenizer
@@ -100,7 +100,7 @@ def test_answers_of_choices_are_never_letters(assets_dir):
 
 
 def test_names_agree():
-    assert tuple(FORMATS) == get_args(Format) == cli.FORMATS
+    assert tuple(FORMATS) == get_args(Format) == FORMAT_NAMES
 
 
 # ---------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_command_line_passes_the_format_on(tmp_path, monkeypatch, smollm2_tokeni
         seen.update(options)
         raise SpecError("far enough")
 
-    monkeypatch.setattr(cli, "_load", lambda *a, **k: SimpleNamespace(tokenizer=smollm2_tokenizer))
+    monkeypatch.setattr("cola_lib.cli.compress.load", lambda *a, **k: SimpleNamespace(tokenizer=smollm2_tokenizer))
     monkeypatch.setattr("cola_lib.compress.settle", lambda lm, spec: spec)
     monkeypatch.setattr("cola_lib.calibration.calibration_set", stop)
     call = ("compress", "--model", "m", "--method", "wanda", "--source", "gsm8k", "--out", tmp_path / "out")

@@ -1,0 +1,74 @@
+"""The command line's frame: its errors, its log, its exit status."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from cola_lib.errors import ColaError
+
+BAD_INPUT = 2
+NOTEBOOK_FAILED = 1
+
+
+class _Group(TyperGroup):
+    """Commands whose errors are one line that begins with ``error:``."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run a command, and exit with its status."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except typer.TyperException as error:
+            if not error.format_message():  # no command was given, and the help has been shown
+                sys.exit(BAD_INPUT)
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "cola"
+            fail(f"{error.format_message()} (see {command} --help)", BAD_INPUT)
+        except ColaError as error:
+            fail(str(error), BAD_INPUT)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say on one line what was wrong, and end with ``status``."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Choose calibration data for compressing a language model, and see what the choice costs.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cola-lib {importlib.metadata.version('cola-lib')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    # typer takes its --help from the Typer object; what stands here runs before every command
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cola_lib").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="cola")

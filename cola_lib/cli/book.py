@@ -1,0 +1,127 @@
+"""``cola notebook``, ``cola claims`` and ``cola pack``: the book and its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_lib.cli.app import NOTEBOOK_FAILED, fail
+from cola_lib.cli.common import print_json, print_table
+from cola_lib.cli.options import OUTPUT, JsonOption, ProgressOption
+from cola_lib.errors import OutputError
+
+FINDINGS = ("evidence", "results")
+
+
+def notebook(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Notebooks by name, such as 02_data_source; all of the profile's if none."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="A parameter, read as YAML; may be repeated.", metavar="NAME=VALUE"),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Take parameters from notebooks/profiles/NAME.yml.", metavar="NAME")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path("book/executed"),
+    folder: Annotated[Path, typer.Option("--notebooks", help="Folder of the source notebooks.")] = Path("notebooks"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Read no packed results, whatever the profile names.")] = False,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time; they share the cores.", min=1)] = 1,
+    progress: ProgressOption = False,
+) -> None:
+    """Execute notebooks of the book, with parameters of your choice.
+
+    Parameters come from the notebook, then from the profile, then from -p. All are checked before anything
+    runs. An executed notebook is written when all of its cells have run, and not before.
+
+        cola notebook 02_data_source -p n_draws=5 -p "sources=[c4, math]" --out my-run
+    """
+    from cola_lib import book
+
+    chosen = book.read_profile(profile, folder / "profiles") if profile else None
+    runs = book.plan(
+        names or [],
+        folder=folder,
+        out=out,
+        profile=chosen,
+        overrides=book.parse_overrides(parameter or []),
+        fresh=fresh,
+    )
+    numbers = {run.name: f"[{number}/{len(runs)}] {run.name}" for number, run in enumerate(runs, start=1)}
+    try:
+        for run, seconds in book.run_notebooks(runs, jobs=jobs, progress=progress):
+            typer.echo(f"{numbers[run.name]}{' ...' if seconds is None else f': {seconds:.0f} s, {run.out}'}", err=True)
+    except book.ExecutionError as error:
+        typer.echo(error.traceback, err=True)
+        fail(str(error), NOTEBOOK_FAILED)
+
+
+def claims(
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            help="Folder or fsspec URL whose findings are read. Default: evidence, which a repository holds, or "
+            "else results, which make book fills.",
+            metavar="URL",
+        ),
+    ] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", help="Also write the scorecard into this Markdown page, where it marks the place.", metavar="FILE"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts.
+
+    The findings are those that the book's notebooks computed; where they were read is said on standard error.
+    """
+    from cola_lib.analysis import scorecard, scorecard_parts
+    from cola_lib.verdicts import has_findings, recorded, with_scorecard
+
+    store = store or next(filter(has_findings, FINDINGS), FINDINGS[-1])
+    findings = [finding for found in recorded(store).values() for finding in found]
+    typer.echo(f"findings in {store}", err=True)
+    if into is not None:
+        try:
+            page = with_scorecard(into.read_text(encoding="utf-8"), findings)
+            into.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write the scorecard into {into}: {error}") from error
+    table = scorecard_parts(findings) if parts else scorecard(findings)
+    if as_json:
+        rows = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")
+        print_json(rows)
+        return
+    columns = ["claim", "part", "ours", "verdict"] if parts else ["claim", "title", "paper", "ours", "verdict"]
+    print_table(columns, table[columns].astype(str).to_numpy().tolist())
+
+
+def pack(
+    out: Annotated[Path, typer.Option(help="Folder that gets cells.parquet and findings.", rich_help_panel=OUTPUT)],
+    store: Annotated[
+        str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
+    ] = "results",
+) -> None:
+    """Put stored results into one small file, with what the notebooks found beside it, added to what is there.
+
+    What the file holds need not be computed again: give it to a notebook as its parameter packed.
+    """
+    from cola_lib.experiments import ResultStore
+    from cola_lib.verdicts import record, recorded
+
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "cells.parquet"
+    n_cells = ResultStore(store, packed=[file] if file.exists() else []).pack(file)
+    findings = recorded(store)
+    for notebook, found in findings.items():
+        record(out, notebook, found)
+    typer.echo(f"{n_cells} cells, {file.stat().st_size / 1e6:.1f} MB: {file}")
+    typer.echo(f"findings of {len(findings)} notebooks: {out / 'findings'}")

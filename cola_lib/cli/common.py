@@ -1,0 +1,83 @@
+"""What several commands do."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cola_lib.errors import OutputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from cola_lib.models import LanguageModel
+
+
+def load(model: str, *, device: str, dtype: str) -> LanguageModel:
+    """Load a model without a bar for each of its files."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from cola_lib.models import load_model
+
+    disable_progress_bar()  # a bar for each file that is read would stand between those that matter
+    return load_model(model, device=device, dtype=dtype)
+
+
+def check_name(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is not ``known``."""
+    if name not in known:
+        raise UnknownNameError(kind, name, known)
+
+
+def print_json(value: Any) -> None:
+    """Print to standard output."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print left-aligned columns; those of numbers are right-aligned."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    number = [all(row[i][:1].isdigit() or row[i] == "-" for row in rows) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, number, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def check_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that exists, before any work is done."""
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give the name of a file")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists; give --overwrite to replace it, or another --out")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is a file, so {out} cannot be below it")
+
+
+def write_json(value: Any, out: Path) -> None:
+    """Write JSON, whole or not at all."""
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise OutputError(f"{out}: could not be written ({error}); nothing is left of it") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_sources(names: Sequence[str]) -> None:
+    """Load the sources that need no hub, so that a wrong name is found before the model is loaded."""
+    from cola_lib.data import load_samples
+
+    for name in names:
+        if not name.startswith("hf:"):
+            load_samples(name, "calibration")

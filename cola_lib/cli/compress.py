@@ -1,0 +1,288 @@
+"""``cola compress``: a model and calibration text make a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cola_lib.cli.common import check_name, check_sources, load, print_json
+from cola_lib.cli.options import (
+    CALIBRATION,
+    METHOD,
+    OUTPUT,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    ProgressOption,
+)
+from cola_lib.errors import SpecError
+
+if TYPE_CHECKING:
+    from cola_lib.calibration import CalibrationSet
+    from cola_lib.compress import CompressionReport, Spec
+
+LAYOUTS = ("pack", "truncate", "pad")
+FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
+PROPAGATE = ("compressed", "original")
+PRUNING = ("sparsity", "pattern")
+QUANTIZING = ("bits", "group_size", "symmetric")
+FACTORIZING = ("keep",)
+
+
+def compress(
+    *,
+    model: ModelOption,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the text comes from; see `cola sources`. Give it several times for an even mixture. "
+            "magnitude, rtn and joint_lowrank need none.",
+            metavar="NAME",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="A set that `cola curate` wrote; instead of --source and what says how to draw from it.",
+            metavar="DIR",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    n_samples: Annotated[
+        int, typer.Option(min=1, help="Rows of the calibration set.", metavar="N", rich_help_panel=CALIBRATION)
+    ] = 128,
+    seq_len: Annotated[
+        int, typer.Option(min=2, help="Tokens in a row.", metavar="N", rich_help_panel=CALIBRATION)
+    ] = 2048,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of what is drawn.", metavar="N", rich_help_panel=CALIBRATION)
+    ] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="How texts fill rows: pack (end to end), truncate or pad (one text a row).",
+            metavar="NAME",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = "pack",
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="How a question is worded: text (as its source does), question, question_answer, "
+            "question_reasoning, chat (the model's chat template) or few_shot (three solved ones before it).",
+            metavar="NAME",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = "text",
+    propagate: Annotated[
+        str,
+        typer.Option(
+            help="Calibrate a block on what reaches it through the compressed blocks before it, or through "
+            "the original ones.",
+            metavar="NAME",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = "compressed",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="magnitude, wanda or sparsegpt prune; rtn, gptq or awq quantize; joint_lowrank factorizes.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ],
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Pruning: share of weights to remove.",
+            show_default="0.5",
+            metavar="SHARE",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Pruning: keep N of each M neighbouring inputs, as in 2:4; instead of --sparsity.",
+            metavar="N:M",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Quantization: bits of a weight, 2 to 8.",
+            show_default="4",
+            metavar="N",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    group_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantization: neighbouring inputs that share a scale. -1 takes whole rows, auto the largest "
+            "number up to 128 that divides all widths of the model.",
+            show_default="auto",
+            metavar="N",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Quantization: fix the zero point in the middle, or fit it.",
+            show_default="asymmetric",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    act_order: Annotated[
+        bool,
+        typer.Option("--act-order", help="gptq: begin with the inputs that matter most.", rich_help_panel=METHOD),
+    ] = False,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="Low rank: share of the factorized layers' parameters to keep.",
+            show_default="0.8",
+            metavar="SHARE",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the checkpoint and its report.json.", metavar="DIR", rich_help_panel=OUTPUT),
+    ],
+    overwrite: OverwriteOption = False,
+    progress: ProgressOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    r"""Compress a model with calibration text, and write a checkpoint that transformers loads.
+
+    Pruning sets weights to zero, quantization rounds them to a grid; the checkpoint holds ordinary weights
+    either way, so it is as large as before and shows what compression does to the model's answers.
+
+    Prune half of the weights, calibrated on web text:
+
+        cola compress --model smollm2-135m --source c4 --n-samples 32 \
+            --seq-len 512 --method wanda --sparsity 0.5 --out pruned
+
+    Quantize to 3 bits, calibrated on a mixture:
+
+        cola compress --model smollm2-135m --source math --source code \
+            --n-samples 32 --seq-len 512 --method gptq --bits 3 --act-order --out quantized
+    """
+    check_name("layout", layout, LAYOUTS)
+    check_name("format", format_, FORMATS)
+    check_name("propagate", propagate, PROPAGATE)
+    given = {
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "bits": bits,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "act_order": act_order or None,
+        "keep": keep,
+    }
+    spec = _spec(method, {name: value for name, value in given.items() if value is not None})
+    from cola_lib.compress import check_output
+
+    check_output(out, overwrite=overwrite)
+    if calibration is not None and source:
+        raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
+    read = _curated(spec, calibration)
+    names = [] if read is not None else _checked_sources(spec, source or [])
+
+    from cola_lib import compress as compression
+    from cola_lib.calibration import calibration_set
+
+    lm = load(model, device=device, dtype=dtype)
+    settled = compression.settle(lm, spec)
+    if spec.calibrated:
+        if read is None:
+            read = calibration_set(
+                names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout, format=format_
+            )
+        typer.echo(read.summary(), err=True)
+    report = compression.compress(lm, settled, read, propagate=propagate, progress=progress)
+    compression.save_checkpoint(lm, report, out, overwrite=overwrite)
+    _show_report(report, out, as_json)
+
+
+def _spec(method: str, given: dict[str, Any]) -> Spec:
+    """Turn the options that were given into a specification, refusing those that the method does not read."""
+    from cola_lib.compress import FACTORIZERS, METHODS, PRUNERS, method_spec
+
+    check_name("method", method, METHODS)
+    does, allowed = "quantizes", (*QUANTIZING, *(("act_order",) if method == "gptq" else ()))
+    if method in PRUNERS:
+        does, allowed = "prunes", PRUNING
+    elif method in FACTORIZERS:
+        does, allowed = "factorizes", FACTORIZING
+    for name in given:
+        if name not in allowed:
+            options = ", ".join(f"--{option.replace('_', '-')}" for option in allowed)
+            raise SpecError(f"--{name.replace('_', '-')} says nothing to {method}, which {does}; it takes {options}")
+    if {"sparsity", "pattern"} <= set(given):
+        raise SpecError("--sparsity and --pattern are two ways to say how much to prune; give one")
+    if "group_size" in given:
+        given["group_size"] = _group_size(given["group_size"])
+    return method_spec(method, **given)
+
+
+def _group_size(text: str) -> int | None:
+    """Read ``auto`` or a whole number."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SpecError(f"--group-size is auto, -1 or a whole number, not {text!r}") from error
+
+
+def _curated(spec: Spec, folder: Path | None) -> CalibrationSet | None:
+    """Read a curated set before the model is loaded."""
+    if folder is None:
+        return None
+    if not spec.calibrated:
+        typer.echo(f"note: {spec.method} reads no calibration text; --calibration is not used", err=True)
+        return None
+    from cola_lib.curation import read_dataset
+
+    return read_dataset(folder).rows
+
+
+def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
+    """Look the sources up before the model is loaded."""
+    if not spec.calibrated:
+        if names:
+            typer.echo(f"note: {spec.method} reads no calibration text; --source is not used", err=True)
+        return []
+    if not names:
+        raise SpecError(f"{spec.method} reads calibration text; give --source NAME (`cola sources` lists them)")
+    check_sources(names)
+    return list(names)
+
+
+def _show_report(report: CompressionReport, out: Path, as_json: bool) -> None:
+    facts = report.to_dict()
+    if as_json:
+        print_json({"out": str(out), **facts})
+        return
+    done = facts["spec"]
+    amount = f"{done['bits']} bits" if "bits" in done else f"{report.sparsity:.1%} zeros"
+    if "keep" in done:
+        amount = f"{done['keep']:.1%} of the parameters of queries, keys, gates and ups"
+    typer.echo(f"{report.spec.label}: {len(report.layers)} layers, {amount}, {report.seconds:.0f} s")
+    if report.output_error is not None:
+        typer.echo(f"relative error of the layers' outputs, on average: {report.output_error:.4g}")
+    typer.echo(f"wrote {out}")

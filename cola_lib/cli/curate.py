@@ -1,0 +1,241 @@
+"""``cola curate`` and ``cola inspect``: choose a calibration set, and look at one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cola_lib.cli.common import check_file, check_name, check_sources, load, print_json, print_table
+from cola_lib.cli.options import (
+    CALIBRATION,
+    CURATION,
+    OUTPUT,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+)
+from cola_lib.errors import OutputError, SpecError
+
+if TYPE_CHECKING:
+    from cola_lib.calibration import CalibrationSet
+
+
+def curate(
+    *,
+    model: ModelOption,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How to choose: cola, proxy, random, uniform_mix and so on; an unknown name lists all.",
+            metavar="NAME",
+            rich_help_panel=CURATION,
+        ),
+    ] = "cola",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An option of the strategy, read as YAML; may be given several times.",
+            metavar="NAME=VALUE",
+            rich_help_panel=CURATION,
+        ),
+    ] = None,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="What to choose from; see `cola sources`. May be given several times.",
+            metavar="NAME",
+            rich_help_panel=CURATION,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model will be used for: general, a capability (commonsense, math, code ...), or a source "
+            "such as a file of prompts like those it will get. Some strategies need it.",
+            metavar="NAME",
+            rich_help_panel=CURATION,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Look at no more than so many samples of each source.",
+            show_default="all",
+            metavar="N",
+            rich_help_panel=CURATION,
+        ),
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of the set.", show_default="128", metavar="N", rich_help_panel=CALIBRATION),
+    ] = None,
+    n_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Effective tokens of the set; instead of --n-samples.", metavar="N", rich_help_panel=CALIBRATION
+        ),
+    ] = None,
+    seq_len: Annotated[
+        int, typer.Option(min=2, help="Most tokens in a row.", metavar="N", rich_help_panel=CALIBRATION)
+    ] = 2048,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of what is drawn.", metavar="N", rich_help_panel=CALIBRATION)
+    ] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the dataset and its card.", metavar="DIR", rich_help_panel=OUTPUT)
+    ],
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    r"""Choose a calibration set, and write it as a Hugging Face dataset.
+
+    The folder holds text, input_ids, attention_mask, source and id of each row, and a card: where the rows come from,
+    how many tokens they have, how diverse they are and what of the target they represent. The same arguments give the
+    same bytes. `cola compress --calibration DIR` takes it, and so do other tools.
+
+    A set for a model that will do mathematics:
+
+        cola curate --model smollm2-135m --strategy cola --source c4 --source math \
+            --source gsm8k --target math --n-samples 32 --seq-len 512 --out math-set
+    """
+    from cola_lib import curation
+
+    check_name("strategy", strategy, curation.STRATEGIES)
+    curation.check_folder(out, overwrite=overwrite)
+    if n_samples is not None and n_tokens is not None:
+        raise SpecError("--n-samples and --n-tokens are two ways to say how large the set is; give one")
+    options = _strategy_options(option or [])
+    curation.strategy(strategy, **options)
+    if curation.STRATEGIES[strategy].needs_target and target is None:
+        raise SpecError(f"{strategy} chooses for a target; give --target NAME, or --target general")
+    check_sources(source)
+    lm = load(model, device=device, dtype=dtype)
+    began = time.perf_counter()
+    made = curation.curate(
+        lm,
+        strategy,
+        source,
+        n_samples=128 if n_samples is None and n_tokens is None else n_samples,
+        n_tokens=n_tokens,
+        seq_len=seq_len,
+        target=target,
+        seed=seed,
+        limit=limit,
+        options=options,
+    )
+    curation.write_dataset(made, out, overwrite=overwrite)
+    typer.echo(f"chosen and measured in {time.perf_counter() - began:.0f} s", err=True)
+    if as_json:
+        print_json({"out": str(out), **made.facts})
+        return
+    _show_set(made.facts)
+    typer.echo(f"wrote {out}")
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="What `cola curate` wrote.", metavar="DIR")],
+    *,
+    against: Annotated[Path | None, typer.Option(help="Another one, to compare with.", metavar="DIR")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw sources and lengths of rows to this file (.png, .svg or .pdf).", metavar="FILE"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --picture if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a curated set holds, and how it differs from another.
+
+    cola inspect math-set --against web-set --picture sets.png
+    """
+    from cola_lib import curation
+
+    if picture is not None:
+        check_file(picture, overwrite=overwrite)
+    found = {str(path): curation.read_dataset(path) for path in (folder, against) if path is not None}
+    if against is not None and len(found) == 1:
+        raise SpecError(f"{folder} is compared with itself; give another folder to --against")
+    sets = [each.rows for each in found.values()]
+    compared = curation.compare(*sets) if against is not None else None
+    if picture is not None:
+        short = [path.name for path in (folder, against) if path is not None]
+        _draw_sets(sets, short if len(set(short)) == len(short) else list(found), picture)
+    if as_json:
+        print_json({name: each.facts for name, each in found.items()} | ({"compared": compared} if compared else {}))
+        return
+    for name, each in found.items():
+        typer.echo(f"{name}")
+        _show_set(each.facts)
+        typer.echo("")
+    if compared:
+        typer.echo(
+            f"shared: {compared['shared_rows']:,} rows, {compared['shared_samples']:,} samples, "
+            f"{compared['shared_token_types']:.0%} of all token types; likeness of token frequencies "
+            f"{compared['token_similarity']:.2f} of 1"
+        )
+    if picture is not None:
+        typer.echo(f"wrote {picture}")
+
+
+def _strategy_options(given: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs."""
+    import yaml
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise SpecError(f"--option is written NAME=VALUE, not {text!r}")
+        try:
+            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"--option {name}: {value!r} is no YAML value") from error
+    return options
+
+
+def _show_set(facts: dict[str, Any]) -> None:
+    """Print what is known of a curated set."""
+    about = facts["set"]
+    options = "".join(f", {name} = {value}" for name, value in facts["options"].items())
+    typer.echo(f"  {facts['strategy']}{options}; target {facts['target']}; seed {facts['seed']}")
+    typer.echo(
+        f"  {about['rows']:,} rows of at most {about['seq_len']:,} tokens, {about['effective_tokens']:,} effective "
+        f"tokens, {about['token_types']:,} types; {about['repeated_4grams']:.1%} of 4-grams repeated"
+    )
+    print_table(
+        ("SOURCE", "ROWS", "TOKENS", "SHARE"),
+        [
+            (source, f"{own['rows']:,}", f"{own['tokens']:,}", f"{own['share']:.1%}")
+            for source, own in about["sources"].items()
+        ],
+    )
+    if "diversity" in facts:
+        typer.echo(f"  Vendi score: {facts['diversity']['vendi_score']:g} effectively different rows")
+    for capability, own in facts.get("representativeness", {}).items():
+        typer.echo(f"  {capability}: coverage {own['coverage']:.3f}, MMD {own['mmd']:.3f}")
+
+
+def _draw_sets(sets: Sequence[CalibrationSet], names: Sequence[str], picture: Path) -> None:
+    import pandas as pd
+
+    from cola_lib import figures
+
+    rows = [
+        {"set": name, "source": source, "tokens": tokens}
+        for name, each in zip(names, sets, strict=True)
+        for source, tokens in zip(each.sources, each.attention_mask.sum(1).tolist(), strict=True)
+    ]
+    figures.use_style()
+    figure = figures.set_overview(pd.DataFrame(rows))
+    try:
+        figure.savefig(picture, dpi=150)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot draw {picture}: {error}") from error
