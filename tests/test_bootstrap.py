@@ -17,6 +17,7 @@ from cola_lib.analysis import (
     difference,
     difference_table,
     estimate,
+    gain_table,
     holm,
     permutation_test,
     ratio,
@@ -583,6 +584,21 @@ def test_differences_from_a_baseline(grid):
         difference_table(grid, {"source": "wikipedia"})
     with pytest.raises(DataError, match="baseline column 'seed' is not one of"):
         difference_table(grid, {"seed": 1})
+
+
+def test_gains_are_shares_of_the_baseline(grid):
+    by = ["source", "label", "capability"]
+    score = score_table(grid).set_index(by)["value"]
+    gained = gain_table(grid, {"source": "c4"}, draws="paired").set_index(by)
+    less = difference_table(grid, {"source": "c4"}, draws="paired").set_index(by)
+    assert list(gained.index) == list(less.index)
+    for (source, label, capability), row in gained.iterrows():
+        base = score["c4", label, capability]
+        assert row["value"] == pytest.approx(1 - score[source, label, capability] / base)
+        assert row["value"] == pytest.approx(-less.loc[(source, label, capability), "value"] / base)
+        assert row["low"] < row["value"] < row["high"] < 1
+    with pytest.raises(DataError, match="no condition can be compared"):
+        gain_table(grid, {"source": "wikipedia"})
 
 
 def test_a_condition_has_its_interval_whatever_else_is_in_the_table(grid):

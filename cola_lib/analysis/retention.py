@@ -147,22 +147,72 @@ def difference_table(
     DataError
         If no condition has a baseline, or ``baseline`` names a column that is not in ``by``.
     """
+    options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
+    rows = [
+        {**name, **_fields(difference(one, other, score, rng=rng_of(seed, name), **options))}
+        for name, one, other in _against(frame, baseline, by, score)
+    ]
+    return pd.DataFrame(rows)
+
+
+def gain_table(
+    frame: pd.DataFrame,
+    baseline: Mapping[str, Any],
+    *,
+    by: Sequence[str] = BY,
+    score: str = "bits_per_byte",
+    draws: Draws = "independent",
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> pd.DataFrame:
+    """Gain of each condition over a baseline that shares its other labels, as a share of the baseline's score.
+
+    Parameters
+    ----------
+    frame, baseline, by, draws, seed, n_boot, level, interval
+        As in :func:`difference_table`.
+    score : str
+        A score of which less is better.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As from :func:`difference_table`; ``value``, ``low`` and ``high`` are 1 - score / score of the baseline, positive
+        where the condition is better. The interval is that of the ratio: the baseline is measured too.
+
+    Raises
+    ------
+    DataError
+        As in :func:`difference_table`, and as in :func:`cola_lib.analysis.bootstrap.ratio`.
+    """
+    options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
+    rows = []
+    for name, one, other in _against(frame, baseline, by, score):
+        found = _fields(ratio(one, other, score, rng=rng_of(seed, name), **options))
+        turned = {"value": 1 - found["value"], "low": 1 - found["high"], "high": 1 - found["low"]}
+        rows.append({**name, **found, **turned})
+    return pd.DataFrame(rows)
+
+
+def _against(
+    frame: pd.DataFrame, baseline: Mapping[str, Any], by: Sequence[str], score: str
+) -> list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
+    """Find the baseline of every condition that has one and is none."""
     unknown = sorted(set(baseline) - set(by))
     if unknown:
         raise DataError(f"baseline column {unknown[0]!r} is not one of by={', '.join(by)}")
     groups = list(_groups(_scored(frame, score), by))
     base = {_key(name, by): rows for name, rows in groups if baseline.items() <= name.items()}
-    rows = []
-    for name, one in groups:
-        other = base.get(_key(name | baseline, by))
-        if other is None or baseline.items() <= name.items():
-            continue
-        rng = rng_of(seed, name)
-        options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
-        rows.append({**name, **_fields(difference(one, other, score, rng=rng, **options))})
-    if not rows:
+    pairs = [
+        (name, one, base[_key(name | baseline, by)])
+        for name, one in groups
+        if _key(name | baseline, by) in base and not baseline.items() <= name.items()
+    ]
+    if not pairs:
         raise DataError(f"no condition can be compared with the baseline {dict(baseline)}: is it in the frame?")
-    return pd.DataFrame(rows)
+    return pairs
 
 
 def source_table(
