@@ -179,7 +179,7 @@ def gain_table(
     Returns
     -------
     pandas.DataFrame
-        As from :func:`difference_table`; ``value``, ``low`` and ``high`` are 1 - score / score of the baseline, positive
+        As from :func:`difference_table`; ``value``, ``low`` and ``high`` are 1 - score / the baseline's, positive
         where the condition is better. The interval is that of the ratio: the baseline is measured too.
 
     Raises
