@@ -181,6 +181,24 @@ def test_the_inverse_factor_is_the_cholesky_factor_of_the_inverse():
         assert act_order == (not torch.equal(order, torch.arange(24)))
 
 
+@pytest.mark.parametrize("d_in", [1, 63, 64, 65, 385, 400])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gram_matrices_are_whole_though_half_is_computed(d_in, weighted):
+    generator = torch.Generator().manual_seed(d_in)
+    chunks = [torch.randn(n, d_in, generator=generator) for n in (7, 1, 30)]
+    weights = [torch.rand(len(X), generator=generator) if weighted else None for X in chunks]
+    stats = InputStatistics.empty(d_in)
+    for X, w in zip(chunks, weights, strict=True):
+        stats.update(X, w)
+    expected = sum(
+        X.double().T @ (X.double() if w is None else X.double() * w.double()[:, None])
+        for X, w in zip(chunks, weights, strict=True)
+    )
+    if not weighted:  # weights stand on one side of the product, so that its two halves are rounded differently
+        assert torch.equal(stats.gram, stats.gram.T)
+    torch.testing.assert_close(stats.gram, expected.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_the_factor_follows_the_tokens_added_since():
     X = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     grown, whole = InputStatistics.empty(8), InputStatistics.empty(8)

@@ -14,6 +14,12 @@ from torch import Tensor
 
 from cola_lib.errors import DataError, NumericsError
 
+STRIPS = 6
+"""Strips of a Gram matrix: more of them multiply less twice, and in smaller products. Six take 0.58 of the products."""
+
+LEAST_STRIP = 64
+"""Rows of a strip below which a product is too small to be fast."""
+
 
 @dataclass
 class InputStatistics:
@@ -71,7 +77,12 @@ class InputStatistics:
         self.forget_factors()
         self._energies.clear()
         left = X if weights is None else X * weights[:, None]
-        self.gram.addmm_(left.T, X)
+        # XᵀX is symmetric: of each strip of rows only what is right of the diagonal is multiplied, the rest mirrored.
+        step = max(-(-self.d_in // STRIPS), LEAST_STRIP)
+        for start in range(0, self.d_in, step):
+            stop = start + step
+            self.gram[start:stop, start:].addmm_(left[:, start:stop].T, X[:, start:])
+            self.gram[stop:, start:stop] = self.gram[start:stop, stop:].T
         self.abs_sum += left.abs().sum(0)
         self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
 
