@@ -20,6 +20,7 @@ REVISIONS: dict[str, int] = {
     "magnitude": 1,
     "rtn": 1,
     "wanda": 1,
+    "ria": 1,
     "sparsegpt": 1,
     "gptq": 1,
     "awq": 1,

@@ -49,6 +49,22 @@ def wanda(W: Tensor, X: Tensor, sparsity: float, pattern: tuple[int, int] | None
     return out
 
 
+def ria(W: Tensor, X: Tensor, sparsity: float, pattern: tuple[int, int] | None = None, exponent: float = 0.5) -> Tensor:
+    out, size = W.clone(), W.double().abs()
+    score = torch.zeros_like(size)
+    for i in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            share = size[i, j] / size[i].sum() + size[i, j] / size[:, j].sum() if size[i, j] else 0.0
+            score[i, j] = share * X[:, j].double().norm() ** exponent
+    if pattern:
+        for i in range(W.shape[0]):
+            _prune_groups(out, i, score[i], pattern)
+        return out
+    order = sorted(range(W.numel()), key=lambda at: float(score.flatten()[at]))
+    out.view(-1)[order[: round(W.numel() * sparsity)]] = 0
+    return out
+
+
 def _hessian(X: Tensor, damp: float) -> Tensor:
     X = X.double()
     H = 2 * X.T @ X / X.shape[0]

@@ -31,6 +31,7 @@ from tests.tiny_models import MODEL_TYPES, tiny_language_model
 STRENGTH = {
     "magnitude": {"sparsity": 0.5},
     "wanda": {"sparsity": 0.5},
+    "ria": {"sparsity": 0.5},
     "sparsegpt": {"sparsity": 0.5},
     "rtn": {"bits": 4, "group_size": 16},
     "gptq": {"bits": 4, "group_size": 16},
@@ -106,7 +107,7 @@ def test_awq_scales_are_folded_where_they_belong(model_type):
     assert (logits(lm) - expected).norm() / expected.norm() < 0.03
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "ria", "sparsegpt"])
 def test_sparsity_zero_is_the_identity(method):
     lm = tiny_language_model()
     before = linear_weights(lm)
@@ -115,7 +116,7 @@ def test_sparsity_zero_is_the_identity(method):
         torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq"])
 def test_original_propagation_is_compression_from_statistics(method):
     spec = method_spec(method, **STRENGTH[method])
     a, b, c = (tiny_language_model() for _ in range(3))
@@ -129,7 +130,7 @@ def test_original_propagation_is_compression_from_statistics(method):
     assert compressed.layers[-1].output_error != last.output_error
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq"])
 def test_padding_changes_no_weight(method):
     spec = method_spec(method, **STRENGTH[method])
     a, b = tiny_language_model(), tiny_language_model()

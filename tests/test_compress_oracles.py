@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cola_lib.compress import awq, gptq, magnitude, method_spec, rtn, sparsegpt, wanda
+from cola_lib.compress import awq, gptq, magnitude, method_spec, ria, rtn, sparsegpt, wanda
 from cola_lib.statistics import InputStatistics
 from tests import oracles
 
@@ -49,6 +49,24 @@ def test_patterned_magnitude_and_wanda_match_their_oracles(pattern):
 def test_wanda_matches_its_oracle(sparsity):
     W, X, stats = problem()
     assert torch.equal(wanda(W, stats, method_spec("wanda", sparsity=sparsity)), oracles.wanda(W, X, sparsity))
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.0, None), (0.3, None), (0.77, None), (1.0, None), (0.5, (2, 4))])
+def test_ria_matches_its_oracle(sparsity, pattern, exponent):
+    W, X, stats = problem()
+    W[:, 3] = 0  # a column without a weight has no shares
+    spec = method_spec("ria", sparsity=sparsity, pattern=pattern, exponent=exponent)
+    assert torch.equal(ria(W, stats, spec), oracles.ria(W, X, sparsity, pattern, exponent))
+
+
+def test_ria_spares_rows_and_columns_that_have_little():
+    """A weight also counts by its share, so that no row is emptied because others have larger weights."""
+    W, _, stats = problem(d_out=16, d_in=32)
+    W[:4] *= 0.01
+    kept = (ria(W, stats, method_spec("ria")) != 0).float().mean(dim=1)
+    by_size = (magnitude(W, method_spec("magnitude")) != 0).float().mean(dim=1)
+    assert by_size[:4].max() == 0 < kept[:4].min()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -136,7 +154,8 @@ def test_every_pruner_removes_exactly_the_number_asked_for(sparsity, d_out, quad
     pruned = sparsegpt(W, stats, method_spec("sparsegpt", sparsity=sparsity, block_size=block_size))
     for columns in pruned.split(block_size, dim=1):
         assert (columns == 0).sum() == round(columns.numel() * sparsity)
-    for method in (wanda, sparsegpt):
+    assert (ria(W, stats, method_spec("ria", sparsity=sparsity)) == 0).sum() == round(W.numel() * sparsity)
+    for method in (wanda, ria, sparsegpt):
         pruned = method(W, stats, method_spec(method.__name__, pattern="2:4"))
         assert ((pruned.unflatten(1, (-1, 4)) == 0).sum(-1) == 2).all()
 
@@ -154,8 +173,8 @@ def test_scaling_the_statistics_changes_nothing(scale):
     """H → cH is the same problem: the number of tokens is no hidden strength."""
     W, _, stats = problem()
     scaled = stats * scale
-    for method, options in [("wanda", {}), ("sparsegpt", {}), ("gptq", {"group_size": 16})]:
-        solve = {"wanda": wanda, "sparsegpt": sparsegpt, "gptq": gptq}[method]
+    for method, options in [("wanda", {}), ("ria", {}), ("sparsegpt", {}), ("gptq", {"group_size": 16})]:
+        solve = {"wanda": wanda, "ria": ria, "sparsegpt": sparsegpt, "gptq": gptq}[method]
         spec = method_spec(method, **options)
         torch.testing.assert_close(solve(W, scaled, spec), solve(W, stats, spec), rtol=1e-4, atol=1e-5)
 
@@ -166,6 +185,7 @@ def test_data_helps_on_the_data_it_saw():
     lost = {name: stats.output_energy(new - W) for name, new in {
         "magnitude": magnitude(W, method_spec("magnitude")),
         "wanda": wanda(W, stats, method_spec("wanda")),
+        "ria": ria(W, stats, method_spec("ria")),
         "sparsegpt": sparsegpt(W, stats, method_spec("sparsegpt")),
         "rtn": rtn(W, method_spec("rtn", bits=3, group_size=32)),
         "gptq": gptq(W, stats, method_spec("gptq", bits=3, group_size=32)),
@@ -173,5 +193,6 @@ def test_data_helps_on_the_data_it_saw():
     (new,), scale = awq([W], stats, method_spec("awq", bits=3, group_size=32))
     lost["awq"] = stats.output_energy(new / scale - W)
     assert lost["sparsegpt"] < lost["wanda"] < lost["magnitude"]
+    assert lost["sparsegpt"] < lost["ria"] < lost["magnitude"]
     assert lost["gptq"] < lost["rtn"]
     assert lost["awq"] < lost["rtn"]

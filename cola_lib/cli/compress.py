@@ -95,7 +95,7 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            help="magnitude, wanda or sparsegpt prune; rtn, gptq or awq quantize; joint_lowrank factorizes.",
+            help="magnitude, wanda, ria or sparsegpt prune; rtn, gptq or awq quantize; joint_lowrank factorizes.",
             metavar="NAME",
             rich_help_panel=METHOD,
         ),

@@ -7,6 +7,7 @@ from cola_lib.compress.checkpoint import check_output, save_checkpoint
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn
 from cola_lib.compress.sparsegpt import sparsegpt
 from cola_lib.compress.specs import (
@@ -45,6 +46,7 @@ __all__ = [
     "magnitude",
     "method_spec",
     "restored",
+    "ria",
     "rtn",
     "save_checkpoint",
     "settle",

@@ -15,6 +15,7 @@ from cola_lib.compress.awq import awq
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn
 from cola_lib.compress.sparsegpt import sparsegpt
 from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, Spec
@@ -113,6 +114,10 @@ def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
     return [wanda(W, problem.stats, spec) for W in problem.weights], None
 
 
+def _ria(problem: Problem, spec: PruneSpec) -> Solution:
+    return [ria(W, problem.stats, spec) for W in problem.weights], None
+
+
 def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
     layers = zip(problem.weights, problem.layers, strict=True)
     return [sparsegpt(W, problem.stats, spec, layer) for W, layer in layers], None
@@ -149,6 +154,7 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "magnitude": partial(_without_data, magnitude),
     "rtn": partial(_without_data, rtn),
     "wanda": _wanda,
+    "ria": _ria,
     "sparsegpt": _sparsegpt,
     "gptq": _gptq,
     "awq": _awq,

@@ -17,7 +17,7 @@ class PruneSpec:
 
     Parameters
     ----------
-    method : {"magnitude", "wanda", "sparsegpt"}
+    method : {"magnitude", "wanda", "ria", "sparsegpt"}
         The method.
     sparsity : float
         Share of weights removed, in [0, 1]. For an N:M pattern it follows from the pattern.
@@ -27,6 +27,8 @@ class PruneSpec:
         SparseGPT: share of the mean diagonal that is added to the Hessian's diagonal.
     block_size : int
         SparseGPT: columns whose mask is chosen together.
+    exponent : float
+        RIA: power of the input norm; 0 leaves the inputs out.
     """
 
     method: str
@@ -34,6 +36,7 @@ class PruneSpec:
     pattern: tuple[int, int] | None = None
     damp: float = 0.01
     block_size: int = 128
+    exponent: float = 0.5
 
     def __post_init__(self) -> None:
         _known(self.method, PRUNERS)
@@ -48,6 +51,8 @@ class PruneSpec:
             raise SpecError(f"sparsity is a share between 0 and 1, not {self.sparsity:g}")
         _positive("damp", self.damp)
         _positive("block_size", self.block_size)
+        if self.exponent < 0:
+            raise SpecError(f"exponent must not be below 0, and is {self.exponent:g}")
 
     @property
     def calibrated(self) -> bool:
@@ -65,6 +70,8 @@ class PruneSpec:
         used = {"method", "sparsity", "pattern"}
         if self.method == "sparsegpt":
             used |= {"damp", "block_size"}
+        if self.method == "ria":
+            used |= {"exponent"}
         return _key(self, used)
 
 
@@ -217,7 +224,7 @@ class LowRankSpec:
 Spec = PruneSpec | QuantSpec | LowRankSpec
 
 FACTORIZERS = ("joint_lowrank",)
-PRUNERS = ("magnitude", "wanda", "sparsegpt")
+PRUNERS = ("magnitude", "wanda", "ria", "sparsegpt")
 QUANTIZERS = ("rtn", "gptq", "awq")
 METHODS = (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
 

@@ -18,7 +18,7 @@ from cola_lib.errors import DataError
 
 Array = NDArray[np.float64]
 
-PRUNING = ("magnitude", "wanda", "sparsegpt")
+PRUNING = ("magnitude", "wanda", "ria", "sparsegpt")
 QUANTIZATION = ("rtn", "gptq", "awq")
 
 
