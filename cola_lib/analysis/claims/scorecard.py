@@ -97,10 +97,10 @@ def scorecard_markdown(findings: Sequence[Finding]) -> str:
     findings : sequence of Finding
         Judged, of all notebooks.
     """
-    lines = ["| claim | paper | ours, 95 % interval | verdict |", "|---|---|---|---|"]
+    lines = ["| claim | paper | ours, 95 % interval | verdict | all parts |", "|---|---|---|---|---|"]
     for row in scorecard(findings).itertuples():
         ours = f"{row.ours} ({row.part})".replace("|", r"\|")
-        lines.append(f"| {row.claim} {row.title} | {row.paper} | {ours} | {row.verdict} |")
+        lines.append(f"| {row.claim} {row.title} | {row.paper} | {ours} | {row.verdict} | {row.parts} |")
     return "\n".join(lines) + "\n"
 
 
