@@ -72,5 +72,9 @@ class StoreError(ColaError):
     """The result store holds something that it cannot read, or cannot be written."""
 
 
+class SandboxError(ColaError):
+    """Code that a model wrote may not run, or cannot be contained on this machine."""
+
+
 class EvidenceError(ColaError):
     """A stored result does not come out again when it is computed anew, or is not there."""
