@@ -29,6 +29,7 @@ REVISIONS: dict[str, int] = {
     # what is measured afterwards
     "suite": 1,
     "likelihood": 2,
+    "harness": 1,
 }
 
 

@@ -3,6 +3,7 @@
 from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
 from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
+from cola_lib.experiments.harness import harness_cell, harness_key
 from cola_lib.experiments.runner import (
     CELL_COLUMNS,
     DENSE,
@@ -40,6 +41,8 @@ __all__ = [
     "cell_key",
     "current_versions",
     "device_name",
+    "harness_cell",
+    "harness_key",
     "run_grid",
     "select",
     "selection_key",

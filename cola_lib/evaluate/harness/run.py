@@ -1,0 +1,156 @@
+"""Run lm-eval on a model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from cola_lib.errors import SpecError
+from cola_lib.evaluate.harness.official import FEWSHOT_SEED, CodeScorer, QuietCustomData, build
+from cola_lib.evaluate.harness.result import OWN, HarnessResult, plain
+from cola_lib.evaluate.harness.selection import HarnessSuite
+from cola_lib.evaluate.sandbox import check_sandbox, require_permission
+
+if TYPE_CHECKING:
+    from cola_lib.models import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+def run_harness(
+    lm: LanguageModel,
+    suite: HarnessSuite,
+    *,
+    batch_size: int = 8,
+    bootstrap_iters: int = 0,
+    allow_code_execution: bool = False,
+) -> HarnessResult:
+    """Evaluate a model with lm-eval.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The model; it is left as it is.
+    suite : HarnessSuite
+        From :func:`~cola_lib.evaluate.harness.harness_suite`.
+    batch_size : int
+        Requests that run together. It changes time and memory, and the numbers by rounding only.
+    bootstrap_iters : int
+        For lm-eval's own standard errors; 0 leaves them out. :meth:`HarnessResult.summary` has intervals in any case.
+    allow_code_execution : bool
+        Must be true for tasks that run what the model writes.
+
+    Returns
+    -------
+    HarnessResult
+
+    Raises
+    ------
+    SandboxError
+        If a task runs generated code and that is not allowed, or cannot be contained here; before anything is computed.
+    SpecError
+        If ``batch_size`` is not positive.
+    DataError
+        If the data cannot be had.
+
+    Notes ----- lm-eval is imported here, which takes 15 to 30 s. ``lm_eval.simple_evaluate`` is not used: it sets the
+    global random seeds and describes the machine at length. What it decides about examples and seeds is decided in
+    the same way.
+    """
+    if suite.runs_code:
+        require_permission(allow_code_execution, ", ".join(task.name for task in suite.tasks if task.code))
+        check_sandbox()
+    if batch_size < 1:
+        raise SpecError(f"batch_size is {batch_size}; it must be at least 1")
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    began = time.time()
+    scorers: dict[str, CodeScorer] = {}
+    with _quiet("lm_eval.api.task", "lm_eval.models.huggingface"):
+        tasks = TaskManager(include_defaults=False).load(build(suite, scorers))
+        # A copy of the tokenizer: lm-eval gives it a padding token.
+        runner = HFLM(
+            pretrained=lm.model,
+            tokenizer=copy.deepcopy(lm.tokenizer),
+            batch_size=batch_size,
+            max_length=suite.max_length,
+        )
+        report: dict[str, Any] = evaluator.evaluate(
+            runner,
+            tasks,
+            limit=suite.limit,
+            bootstrap_iters=bootstrap_iters,
+            confirm_run_unsafe_code=suite.runs_code,
+        )
+    _add_items(report, suite, scorers)
+    for config in report["configs"].values():
+        config.pop("custom_dataset", None)  # the source text of a function of ours
+    report["task_hashes"] = {task: _task_hash(samples) for task, samples in report["samples"].items()}
+    report["config"] = {
+        "model": lm.name,
+        "model_args": None,
+        "model_num_parameters": lm.model.num_parameters(),
+        "model_dtype": str(lm.dtype),
+        "batch_size": batch_size,
+        "device": str(lm.device),
+        "limit": suite.limit,
+        "bootstrap_iters": bootstrap_iters,
+        "gen_kwargs": None,
+        "fewshot_seed": FEWSHOT_SEED,
+    }
+    report |= {
+        "date": began,
+        "total_evaluation_time_seconds": str(time.time() - began),
+        "max_length": runner.max_length,
+    }
+    report |= {f"{name}_version": version(name) for name in ("lm_eval", "transformers")}
+    report[OWN] = {
+        "version": version("cola-lib"),
+        "model_fingerprint": lm.fingerprint,
+        "suite": suite.name,
+        "dataset": suite.dataset,
+        "items": suite.items,
+        "missing": dict(suite.missing),
+        "sandbox": asdict(suite.sandbox) if suite.runs_code else None,
+    }
+    return HarnessResult(plain(report))
+
+
+def _add_items(report: dict[str, Any], suite: HarnessSuite, scorers: dict[str, CodeScorer]) -> None:
+    """Name the item of each sample, and say how its program ended."""
+    for task, samples in report["samples"].items():
+        names = suite.item_ids(task) if suite.dataset == "packaged" else None
+        for sample in samples:
+            number = sample["doc_id"]
+            sample["item"] = names[number] if names else f"{task}/{number}"
+        if task in scorers:
+            for sample, run in zip(samples, scorers[task].runs, strict=True):
+                sample["sandbox"] = {"outcome": run.outcome, "output": run.output[-1000:], "seconds": run.seconds}
+
+
+def _task_hash(samples: list[dict[str, Any]]) -> str:
+    """Hash items, prompts and targets together, as lm-eval does when it writes results."""
+    text = "".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep remarks that say nothing here out of the log."""
+    remark = QuietCustomData()
+    for name in names:
+        logging.getLogger(name).addFilter(remark)
+    try:
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeFilter(remark)
