@@ -54,8 +54,13 @@ COMMANDS = {
     ],
     "evaluate": [
         "--model",
+        "--backend",
         "--suite",
         "--capability",
+        "--limit",
+        "--items",
+        "--dataset",
+        "--allow-code-execution",
         "--tokens-per-capability",
         "--seed",
         "--out",

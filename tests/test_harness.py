@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import norm
+from typer.testing import CliRunner, Result
 
+from cola_lib import cli
 from cola_lib.data import load_samples
 from cola_lib.data.published import published
 from cola_lib.errors import DataError, SandboxError, SpecError, UnknownNameError
@@ -473,3 +476,66 @@ def test_a_result_is_computed_once_and_found_again(lm, tmp_path, monkeypatch):
     packed = tmp_path / "cells.parquet"
     store.pack(packed)
     assert harness_cell(lm, suite, ResultStore(tmp_path / "none", packed=[packed])).report == first.report
+
+
+# ---------------------------------------------------------------------------------------------
+# the command line
+
+
+def cola(*args: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["evaluate", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(lm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_suite_from_a_shell(checkpoint, tmp_path):
+    out = tmp_path / "report.json"
+    found = cola(
+        *("--model", checkpoint, "--backend", "lm-eval", "--suite", "openbookqa,arc_easy", "--limit", 2),
+        *("--device", "cpu", "--no-progress", "--out", out),
+    )
+    assert found.exit_code == 0, found.output
+    assert "openbookqa" in found.stdout and "acc_norm" in found.stdout and str(out) in found.stdout
+    assert "it/s" not in found.stderr
+    report = json.loads(out.read_text())
+    assert set(SCHEMA) <= report.keys()
+    assert {task: len(samples) for task, samples in report["samples"].items()} == {"openbookqa": 2, "arc_easy": 2}
+    assert f"{result_of(report).summary()['value'][0]:.4f}" in found.stdout
+
+
+def test_the_same_as_json(checkpoint, tmp_path):
+    options = ("--backend", "lm-eval", "--suite", "language", "--limit", 2, "--device", "cpu", "--json")
+    found = cola("--model", checkpoint, *options, "--out", tmp_path / "report.json")
+    assert found.exit_code == 0, found.output
+    printed = json.loads(found.stdout)
+    assert "it/s" in found.stderr
+    assert list(printed["missing"]) == ["wikitext"]
+    assert {row["metric"] for row in printed["results"]} == {"acc", "perplexity"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--suite", "commonsense"), "suite 'commonsense' is for --backend lm-eval"),
+        (("--backend", "lm-eval"), "suite 'capabilities' is for --backend likelihood"),
+        (("--backend", "lm-eval", "--suite", "comonsense"), "nearest: commonsense"),
+        (("--backend", "lm-eval", "--suite", "code"), "--allow-code-execution"),
+        (("--backend", "lm-eval", "--suite", "math", "--capability", "math"), "--capability has no effect"),
+        (("--backend", "lm-eval", "--suite", "piqa", "--dataset", "hub"), "items='all'"),
+        (("--limit", 3), "--limit has no effect with --backend likelihood"),
+        (("--allow-code-execution",), "--allow-code-execution has no effect"),
+        (("--backend", "lmeval"), "unknown backend 'lmeval'; nearest: lm-eval"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("cola_lib.models.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    found = cola("--model", "smollm2-135m", *options, "--out", tmp_path / "out.json")
+    assert found.exit_code == 2 and found.stdout == ""
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last

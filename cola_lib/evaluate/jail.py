@@ -307,7 +307,8 @@ def start(settings: dict) -> tuple[int, int]:
         try:
             enter(settings, owner, root, *ends)
         except OSError as error:
-            os.write(ends[-1], (error.strerror or str(error)).encode())
+            where = f"{error.filename}: " if error.filename else ""
+            os.write(ends[-1], f"{where}{error.strerror or error}".encode())
         finally:
             os._exit(1)
     os.close(done_inside)

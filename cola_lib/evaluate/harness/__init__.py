@@ -29,7 +29,7 @@ Where this differs from ``lm_eval --tasks ...`` with its own data:
 from cola_lib.evaluate.harness.result import HarnessResult, interval, result_of
 from cola_lib.evaluate.harness.run import run_harness
 from cola_lib.evaluate.harness.selection import HarnessSuite, harness_suite
-from cola_lib.evaluate.harness.tasks import GROUPS, SUITES, HarnessTask
+from cola_lib.evaluate.harness.tasks import GROUPS, SUITES, HarnessTask, known_names
 from cola_lib.evaluate.harness.tasks import TASKS as HARNESS_TASKS
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "HarnessTask",
     "harness_suite",
     "interval",
+    "known_names",
     "result_of",
     "run_harness",
 ]

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from tqdm import tqdm
 
 from cola_lib.errors import SpecError
 from cola_lib.evaluate.harness.official import FEWSHOT_SEED, CodeScorer, QuietCustomData, build
@@ -31,6 +34,7 @@ def run_harness(
     batch_size: int = 8,
     bootstrap_iters: int = 0,
     allow_code_execution: bool = False,
+    progress: bool = True,
 ) -> HarnessResult:
     """Evaluate a model with lm-eval.
 
@@ -46,6 +50,8 @@ def run_harness(
         For lm-eval's own standard errors; 0 leaves them out. :meth:`HarnessResult.summary` has intervals in any case.
     allow_code_execution : bool
         Must be true for tasks that run what the model writes.
+    progress : bool
+        Show lm-eval's bars.
 
     Returns
     -------
@@ -75,7 +81,7 @@ def run_harness(
 
     began = time.time()
     scorers: dict[str, CodeScorer] = {}
-    with _quiet("lm_eval.api.task", "lm_eval.models.huggingface"):
+    with _quiet("lm_eval.api.task"), _bars(progress):
         tasks = TaskManager(include_defaults=False).load(build(suite, scorers))
         # A copy of the tokenizer: lm-eval gives it a padding token.
         runner = HFLM(
@@ -141,6 +147,21 @@ def _task_hash(samples: list[dict[str, Any]]) -> str:
     """Hash items, prompts and targets together, as lm-eval does when it writes results."""
     text = "".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Take lm-eval's bars away if they are not wanted; there is no option for it."""
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    def without(*args: Any, **options: Any) -> Any:
+        return tqdm(*args, **{**options, "disable": True})
+
+    with contextlib.ExitStack() as patches:
+        for module in () if shown else (model, task, huggingface):
+            patches.enter_context(mock.patch.object(module, "tqdm", without))
+        yield
 
 
 @contextlib.contextmanager

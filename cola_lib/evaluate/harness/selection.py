@@ -168,7 +168,7 @@ def harness_suite(
     if dataset == "hub" and items != "all":
         raise SpecError(
             "the hub's items are on no side of the split, and some of them are calibration items here; add items='all' "
-            "if the model was calibrated on something else, or take dataset='packaged'"
+            "(--items all) if the model was calibrated on something else, or take dataset='packaged'"
         )
     for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0), ("max_length", max_length, 1)):
         if value is not None and value < least:
