@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,15 @@ def smollm2_tokenizer(assets_dir: Path):
     from cola_lib import assets
 
     return AutoTokenizer.from_pretrained(assets.model_dir())
+
+
+@pytest.fixture(scope="session")
+def contained() -> None:
+    """A machine that can contain a program: there the sandbox has to work, and elsewhere its tests skip."""
+    from cola_lib.evaluate.sandbox import check_sandbox
+
+    own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *own_user, "--mount", "--net", "--ipc", "--pid", "--fork", "true"]
+    if not shutil.which("unshare") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets no program leave its namespaces, so generated code cannot be contained")
+    check_sandbox()

@@ -20,7 +20,7 @@ import pytest
 
 from cola_lib.errors import SandboxError
 from cola_lib.evaluate import sandbox
-from cola_lib.evaluate.sandbox import CodeRun, Limits, check_sandbox, run_code
+from cola_lib.evaluate.sandbox import CodeRun, Limits, run_code
 
 LOAD = f"""
 import importlib.util, sys
@@ -31,15 +31,7 @@ from sandbox import Limits, SandboxError, run_code
 """
 """For scripts: the module by itself, since its package takes its time."""
 
-TIGHT = Limits(cpu_seconds=2, wall_seconds=5, memory_bytes=2**28, processes=4, output_bytes=2**12)
-
-
-@pytest.fixture(scope="module")
-def contained() -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(str(error))
+TIGHT = Limits(cpu_seconds=5, wall_seconds=60, memory_bytes=2**28, processes=4, output_bytes=2**12)
 
 
 def inside(program: str, limits: Limits = TIGHT) -> CodeRun:
@@ -121,6 +113,16 @@ def test_without_the_right_to_isolate_nothing_runs(open_folder):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "refused: generated code cannot be contained here, so it was not run: unshare: Operation not" in done.stdout
     assert not trace.exists()
+
+
+def test_a_sandbox_that_breaks_is_no_verdict(monkeypatch):
+    monkeypatch.setattr(sandbox, "_readable", list)
+    monkeypatch.setattr(sandbox, "_interpreter", lambda: shutil.which("false"))
+    with pytest.raises(SandboxError, match="broke before it could say"):
+        run_code("#" * 10**6, allow_code_execution=True)
+    monkeypatch.setattr(sandbox, "_interpreter", lambda: "/nowhere/python")
+    with pytest.raises(SandboxError, match="/nowhere/python: No such file"):
+        run_code("pass", allow_code_execution=True)
 
 
 def test_a_limit_of_nothing_is_refused():

@@ -288,6 +288,13 @@ def enter(settings: dict, owner: int, root: bool, program: int, done: int, troub
 # watching over it
 
 
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def start(settings: dict) -> tuple[int, int]:
     """Fork the program into its namespaces; returns its process id, and where it says that its end was reached."""
     root = os.geteuid() == 0
@@ -306,9 +313,8 @@ def start(settings: dict) -> tuple[int, int]:
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (program, done_inside, trouble_inside)]
         try:
             enter(settings, owner, root, *ends)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            os.write(ends[-1], f"{where}{error.strerror or error}".encode())
+        except Exception as error:  # of any kind: only the parent can tell
+            os.write(ends[-1], _reason(error).encode())
         finally:
             os._exit(1)
     os.close(done_inside)
@@ -347,7 +353,7 @@ def main() -> None:
     try:
         found = watch(*start(settings), settings)
     except OSError as error:
-        found = {"refused": error.strerror}
+        found = {"refused": _reason(error)}
     os.write(report, json.dumps(found).encode())
 
 

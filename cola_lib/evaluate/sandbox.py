@@ -23,6 +23,7 @@ accidents, not against intent.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -75,7 +76,7 @@ class Limits:
     """
 
     cpu_seconds: int = 5
-    wall_seconds: float = 20.0
+    wall_seconds: float = 30.0
     memory_bytes: int = 2**30
     processes: int = 8
     file_bytes: int = 2**23
@@ -206,13 +207,15 @@ def run_code(program: str, *, allow_code_execution: bool = False, limits: Limits
 
 def _converse(process: subprocess.Popen[bytes], settings: dict, limits: Limits) -> tuple[bytes, bool]:
     """Hand the program over, and read what it writes; more than it may write is its end."""
-    process.stdin.write(json.dumps(settings).encode() + b"\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it is dead already, and its last words are read below
+        process.stdin.write(json.dumps(settings).encode() + b"\n")
+        process.stdin.flush()
+    readable = select.poll()
+    readable.register(process.stdout, select.POLLIN)
     deadline = time.monotonic() + limits.wall_seconds + _GRACE
     kept, n_bytes = [], 0
     while True:
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not readable.poll(1000 * max(0.0, deadline - time.monotonic())):
             raise SandboxError(f"the sandbox did not end {_GRACE:.0f} s after its time limit; it has been killed")
         part = os.read(process.stdout.fileno(), 2**16)
         if not part:
@@ -226,7 +229,7 @@ def _converse(process: subprocess.Popen[bytes], settings: dict, limits: Limits) 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Make sure that it is gone. The end of its input makes it kill the program; its own death does the same."""
-    if not process.stdin.closed:
+    with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:
         process.wait(timeout=10)
