@@ -247,8 +247,10 @@ def _set_examples(task: Task, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-class QuietCustomData(logging.Filter):
-    """Drops lm-eval's remark, once for each task, that a custom dataset can be passed options."""
+class Quiet(logging.Filter):
+    """Drops lm-eval's remarks, once for each task or run, on what is done here on purpose."""
+
+    _REMARKS = ("Custom kwargs can be passed", "`pretrained` model kwarg is not", "Passed an already-initialized model")
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether a record is kept.
@@ -258,4 +260,4 @@ class QuietCustomData(logging.Filter):
         record : logging.LogRecord
             Any.
         """
-        return "Custom kwargs can be passed" not in record.getMessage()
+        return not any(remark in record.getMessage() for remark in self._REMARKS)

@@ -16,7 +16,7 @@ from unittest import mock
 from tqdm import tqdm
 
 from cola_lib.errors import SpecError
-from cola_lib.evaluate.harness.official import FEWSHOT_SEED, CodeScorer, QuietCustomData, build
+from cola_lib.evaluate.harness.official import FEWSHOT_SEED, CodeScorer, Quiet, build
 from cola_lib.evaluate.harness.result import OWN, HarnessResult, plain
 from cola_lib.evaluate.harness.selection import HarnessSuite
 from cola_lib.evaluate.sandbox import check_sandbox, require_permission
@@ -81,7 +81,7 @@ def run_harness(
 
     began = time.time()
     scorers: dict[str, CodeScorer] = {}
-    with _quiet("lm_eval.api.task"), _bars(progress):
+    with _quiet("lm_eval.api.task", "lm_eval.models.huggingface"), _bars(progress):
         tasks = TaskManager(include_defaults=False).load(build(suite, scorers))
         # A copy of the tokenizer: lm-eval gives it a padding token.
         runner = HFLM(
@@ -167,7 +167,7 @@ def _bars(shown: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
     """Keep remarks that say nothing here out of the log."""
-    remark = QuietCustomData()
+    remark = Quiet()
     for name in names:
         logging.getLogger(name).addFilter(remark)
     try:
