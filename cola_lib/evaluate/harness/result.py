@@ -87,10 +87,11 @@ class HarnessResult:
         pandas.DataFrame
             ``name``, ``filter``, ``metric``, ``n`` (items), ``value`` (lm-eval's number), ``low``, ``high``.
 
-        Notes ----- lm-eval gives standard errors, by a bootstrap where there is no formula. The intervals here say
-        how far the number would move with other items of the same kind, taken as independent draws: Wilson's for
-        shares, and for the rest that of a mean or a ratio (delta method), turned into the metric's units. An interval
-        needs two items.
+        Notes
+        -----
+        lm-eval gives standard errors, by a bootstrap where there is no formula. The intervals here say how far the
+        number would move with other items of the same kind, taken as independent draws: Wilson's for shares, and for
+        the rest that of a mean or a ratio (delta method), turned into the metric's units. An interval needs two items.
 
         References
         ----------

@@ -66,9 +66,10 @@ def run_harness(
     DataError
         If the data cannot be had.
 
-    Notes ----- lm-eval is imported here, which takes 15 to 30 s. ``lm_eval.simple_evaluate`` is not used: it sets the
-    global random seeds and describes the machine at length. What it decides about examples and seeds is decided in
-    the same way.
+    Notes
+    -----
+    lm-eval is imported here, which takes 15 to 30 s. ``lm_eval.simple_evaluate`` is not used: it sets the global random
+    seeds and describes the machine at length. What it decides about examples and seeds is decided in the same way.
     """
     if suite.runs_code:
         require_permission(allow_code_execution, ", ".join(task.name for task in suite.tasks if task.code))
