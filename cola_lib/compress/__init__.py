@@ -7,6 +7,7 @@ from cola_lib.compress.checkpoint import check_output, save_checkpoint
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.quantized import OnGrid, QuantizedWeight
 from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn
 from cola_lib.compress.sparsegpt import sparsegpt
@@ -32,8 +33,10 @@ __all__ = [
     "CompressionReport",
     "LayerReport",
     "LowRankSpec",
+    "OnGrid",
     "PruneSpec",
     "QuantSpec",
+    "QuantizedWeight",
     "Spec",
     "awq",
     "awq_clip",

@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cola_lib.compress.block import LayerReport, compress_block
+from cola_lib.compress.quantized import QuantizedWeight
 from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
@@ -52,6 +53,8 @@ class CompressionReport:
         Wall time of walk and solving.
     device : str
         Where it ran.
+    quantized : mapping of str to QuantizedWeight
+        Codes, scales and zero points by qualified name of the layer, where they were to be kept.
     """
 
     spec: Spec
@@ -65,6 +68,7 @@ class CompressionReport:
     model_after: str
     seconds: float
     device: str
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict, repr=False)
 
     @property
     def sparsity(self) -> float:
@@ -80,8 +84,9 @@ class CompressionReport:
         return sum(errors) / len(errors) if errors else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain data for JSON."""
-        plain = dataclasses.asdict(self)
+        """Everything but the codes, as plain data for JSON."""
+        plain = dataclasses.asdict(dataclasses.replace(self, quantized={}))
+        del plain["quantized"]
         plain["spec"] = {k: v for k, v in dataclasses.asdict(self.spec).items()}
         plain["label"] = self.spec.label
         plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
@@ -221,6 +226,7 @@ def compress(
     statistics: LayerStatistics | None = None,
     propagate: Propagate = "compressed",
     targets: Mapping[str, LayerStatistics] | None = None,
+    keep_codes: bool = False,
     progress: bool = True,
 ) -> CompressionReport:
     """Compress all linear layers of a model's blocks, in place.
@@ -241,6 +247,9 @@ def compress(
     targets : mapping of str to LayerStatistics, optional
         Statistics, of this very model, of inputs on which every layer's output error is reported too: what the model
         will be used for. They decide nothing.
+    keep_codes : bool
+        Keep the integers that a quantizer rounded to, in ``quantized`` of the report: one byte a weight in main memory.
+        :func:`cola_lib.export.export_quantized` packs them.
     progress : bool
         Show a progress bar over blocks.
 
@@ -256,18 +265,24 @@ def compress(
         If a weight or an input is not finite or a Hessian is singular; the message names the layer.
     """
     _check_arguments(lm, spec, calibration, statistics)
+    if keep_codes and not isinstance(spec, QuantSpec):
+        raise SpecError(f"{spec.method} rounds to no codes that could be kept; leave keep_codes out, or quantize")
     for target, of_target in (targets or {}).items():
         _check_model(lm, of_target, f"the statistics of target {target!r}")
     spec = settle(lm, spec)
     before, began, reports = lm.fingerprint, time.perf_counter(), []
+    quantized: dict[str, QuantizedWeight] = {}
     if not spec.calibrated:
         calibration = None
     with _unchanged_on_error(lm):
         for index, name, block, stats in _steps(lm, calibration, statistics, propagate, progress):
             on_targets = {target: each.block(index) for target, each in (targets or {}).items()}
-            update = compress_block(block, name, stats, spec, lm.architecture, lm.model.config, on_targets)
+            update = compress_block(
+                block, name, stats, spec, lm.architecture, lm.model.config, on_targets, keep_codes=keep_codes
+            )
             _apply(block, update.values)
             reports += update.reports
+            quantized |= {f"{name}.{layer}": codes for layer, codes in update.quantized.items()}
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))
         lm.weights_changed()
     source = calibration or statistics
@@ -283,4 +298,5 @@ def compress(
         model_after=lm.fingerprint,
         seconds=time.perf_counter() - began,
         device=str(lm.device),
+        quantized=quantized,
     )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cola_lib.compress.grid import grid_of, in_groups
-from cola_lib.compress.rtn import rtn
+from cola_lib.compress.quantized import OnGrid
+from cola_lib.compress.rtn import rtn, rtn_on_grid
 from cola_lib.compress.specs import QuantSpec
 from cola_lib.statistics import InputStatistics
 
@@ -141,6 +142,33 @@ def awq(
     scale : Tensor of shape (d_in,), or None
         What the input must be divided by; ``None`` if not ``scalable``.
     """
+    rounded, scale = awq_on_grid(weights, stats, spec, scalable=scalable, rows=rows, clipped=clipped)
+    return [each.values for each in rounded], scale
+
+
+def awq_on_grid(
+    weights: list[Tensor],
+    stats: InputStatistics,
+    spec: QuantSpec,
+    *,
+    scalable: bool = True,
+    rows: Tensor | None = None,
+    clipped: list[bool] | None = None,
+) -> tuple[list[OnGrid], Tensor | None]:
+    """Like :func:`awq`, with the grids.
+
+    Parameters
+    ----------
+    weights, stats, spec, scalable, rows, clipped
+        As there.
+
+    Returns
+    -------
+    weights : list of OnGrid
+        Values on the grid, for the scaled input, and the grid.
+    scale : Tensor of shape (d_in,), or None
+        What the input must be divided by; ``None`` if not ``scalable``.
+    """
     scale = awq_scale(torch.cat(weights), stats, spec, rows) if scalable else None
     s = torch.ones(stats.d_in, device=stats.gram.device) if scale is None else scale
     gram = stats.gram / s / s[:, None]
@@ -149,5 +177,5 @@ def awq(
         scaled = W * s
         if spec.clip and may_clip:
             scaled = awq_clip(scaled, gram, spec)
-        quantized.append(rtn(scaled, spec))
+        quantized.append(rtn_on_grid(scaled, spec))
     return quantized, scale

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from cola_lib.compress.awq import awq
-from cola_lib.compress.gptq import gptq
+from cola_lib.compress.awq import awq_on_grid
+from cola_lib.compress.gptq import gptq_on_grid
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.quantized import OnGrid, QuantizedWeight
 from cola_lib.compress.ria import ria
-from cola_lib.compress.rtn import rtn
+from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.sparsegpt import sparsegpt
 from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, Spec
 from cola_lib.compress.wanda import wanda
@@ -71,10 +72,13 @@ class BlockUpdate:
         By parameter name relative to the block, in the parameter's dtype.
     reports : list of LayerReport
         One per linear layer.
+    quantized : dict of str to QuantizedWeight
+        By the layer's name relative to the block, where the codes were to be kept.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,36 +106,58 @@ class Problem:
     config: PretrainedConfig
 
 
-Solution = tuple[list[Tensor], Tensor | None]
-"""New weights, and the scale (d_in,) that the input has to be divided by, if any."""
+class Solution(NamedTuple):
+    """What a method found for the layers that read one input.
+
+    Attributes
+    ----------
+    weights : list of Tensor of shape (d_out_i, d_in), float32
+        New weights.
+    scale : Tensor of shape (d_in,), or None
+        What the input has to be divided by.
+    rounded : list of OnGrid, or None
+        The new weights with their grids, from quantizers.
+    """
+
+    weights: list[Tensor]
+    scale: Tensor | None = None
+    rounded: list[OnGrid] | None = None
 
 
-def _without_data(method: Callable[..., Tensor], problem: Problem, spec: Spec) -> Solution:
-    return [method(W, spec) for W in problem.weights], None
+def _on_grid(rounded: list[OnGrid], scale: Tensor | None = None) -> Solution:
+    return Solution([each.values for each in rounded], scale, rounded)
+
+
+def _magnitude(problem: Problem, spec: PruneSpec) -> Solution:
+    return Solution([magnitude(W, spec) for W in problem.weights])
+
+
+def _rtn(problem: Problem, spec: QuantSpec) -> Solution:
+    return _on_grid([rtn_on_grid(W, spec) for W in problem.weights])
 
 
 def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
-    return [wanda(W, problem.stats, spec) for W in problem.weights], None
+    return Solution([wanda(W, problem.stats, spec) for W in problem.weights])
 
 
 def _ria(problem: Problem, spec: PruneSpec) -> Solution:
-    return [ria(W, problem.stats, spec) for W in problem.weights], None
+    return Solution([ria(W, problem.stats, spec) for W in problem.weights])
 
 
 def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
     layers = zip(problem.weights, problem.layers, strict=True)
-    return [sparsegpt(W, problem.stats, spec, layer) for W, layer in layers], None
+    return Solution([sparsegpt(W, problem.stats, spec, layer) for W, layer in layers])
 
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    stacked = gptq(torch.cat(problem.weights), problem.stats, spec, problem.layers[0])
-    return list(stacked.split([W.shape[0] for W in problem.weights])), None
+    stacked = gptq_on_grid(torch.cat(problem.weights), problem.stats, spec, problem.layers[0])
+    return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
 
 
 def _awq(problem: Problem, spec: QuantSpec) -> Solution:
     producer = problem.group.producer
-    return awq(
+    rounded, scale = awq_on_grid(
         problem.weights,
         problem.stats,
         spec,
@@ -139,6 +165,7 @@ def _awq(problem: Problem, spec: QuantSpec) -> Solution:
         rows=producer.rows(problem.config) if producer and producer.rows else None,
         clipped=[name not in problem.group.unclipped for name in problem.group.layers],
     )
+    return _on_grid(rounded, scale)
 
 
 def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
@@ -147,12 +174,12 @@ def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
     if joined:
         for i, low in zip(joined, joint_lowrank([weights[i] for i in joined], spec), strict=True):
             weights[i] = low
-    return weights, None
+    return Solution(weights)
 
 
 SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
-    "magnitude": partial(_without_data, magnitude),
-    "rtn": partial(_without_data, rtn),
+    "magnitude": _magnitude,
+    "rtn": _rtn,
     "wanda": _wanda,
     "ria": _ria,
     "sparsegpt": _sparsegpt,
@@ -160,6 +187,32 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "awq": _awq,
     "joint_lowrank": _joint_lowrank,
 }
+
+
+def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig) -> Tensor:
+    """Spread a scale over the outputs of its producer.
+
+    Parameters
+    ----------
+    block : nn.Module
+        The decoder block.
+    producer : Producer
+        The module whose outputs become the channels.
+    scale : Tensor of shape (d_in,)
+        Of the channels that the producer feeds.
+    config : PretrainedConfig
+        The model's.
+
+    Returns
+    -------
+    Tensor of shape (d_out,)
+        What to divide each output of the producer by; 1 where it feeds no channel.
+    """
+    if producer.rows is None:
+        return scale
+    divisor = torch.ones(block.get_submodule(producer.module).weight.shape[0], device=scale.device)
+    divisor[producer.rows(config).to(scale.device)] = scale
+    return divisor
 
 
 def fold(
@@ -182,10 +235,7 @@ def fold(
         The model's.
     """
     module = block.get_submodule(producer.module)
-    divisor = scale
-    if producer.rows is not None:
-        divisor = torch.ones(module.weight.shape[0], device=scale.device)
-        divisor[producer.rows(config).to(scale.device)] = scale
+    divisor = row_divisor(block, producer, scale, config)
     for name, parameter in module.named_parameters():
         full = f"{producer.module}.{name}"
         value = values.get(full, parameter.float())
@@ -237,6 +287,8 @@ def compress_block(
     architecture: Architecture,
     config: PretrainedConfig,
     targets: Mapping[str, Mapping[str, InputStatistics]] | None = None,
+    *,
+    keep_codes: bool = False,
 ) -> BlockUpdate:
     """Find new weights for the linear layers of a block.
 
@@ -257,6 +309,8 @@ def compress_block(
     targets : mapping of str to mapping, optional
         For each target, statistics by input group: what the new weights are judged by besides the calibration data.
         They decide nothing.
+    keep_codes : bool
+        Also return the integers that a quantizer rounded to.
 
     Returns
     -------
@@ -281,15 +335,21 @@ def compress_block(
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
         began = time.perf_counter()
         problem = Problem(weights, layers, stats, group, config)
-        solved, scale = SOLVERS[spec.method](problem, spec)
+        solved, scale, rounded = SOLVERS[spec.method](problem, spec)
         seconds = (time.perf_counter() - began) / len(layers)
         for short, layer, W, new in zip(group.layers, layers, weights, solved, strict=True):
             if new is not W:
                 update.values[f"{short}.weight"] = new
             update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds))
+        if keep_codes and rounded is not None:
+            for short, each in zip(group.layers, rounded, strict=True):
+                update.quantized[short] = QuantizedWeight.of(each, spec)
         if scale is not None:
             folds.append((group.producer, scale))
     for producer, scale in folds:
         fold(update.values, block, producer, scale, config)
+        if producer.module in update.quantized:
+            divisor = row_divisor(block, producer, scale, config)
+            update.quantized[producer.module] = update.quantized[producer.module].divided(divisor)
     update.values = {key: value.to(dtypes[key]) for key, value in update.values.items()}
     return update

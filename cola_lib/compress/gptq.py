@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cola_lib.compress.grid import Grid, fit_grid, grid_of, in_groups
+from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.specs import QuantSpec
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
 from cola_lib.statistics import InputStatistics
@@ -31,7 +32,7 @@ class _Round:
 
     def __init__(self, group_size: int, spec: QuantSpec) -> None:
         self.group_size, self.spec = group_size, spec
-        self.grid: Grid
+        self.grids: list[Grid] = []  # each (d_out,), in the order of the sweep
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:
         pass
@@ -39,10 +40,10 @@ class _Round:
     def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
         if start % self.group_size == 0:
             low, high = V[start : start + self.group_size].aminmax(dim=0)  # (d_out,)
-            self.grid = fit_grid(low, high, self.spec.bits, self.spec.symmetric)
+            self.grids.append(fit_grid(low, high, self.spec.bits, self.spec.symmetric))
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grid.round(w)
+        return self.grids[-1].round(w)
 
 
 class _RoundStatic:
@@ -100,6 +101,23 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
     arXiv 2210.17323, algorithm 1; ``gptq.py`` of IST-DASLab/gptq.
     """
+    return gptq_on_grid(W, stats, spec, layer).values
+
+
+def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> OnGrid:
+    """Like :func:`gptq`, with the grid.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    stats : InputStatistics
+        Statistics of the layer's input.
+    spec : QuantSpec
+        As for :func:`gptq`.
+    layer : str
+        Name for error messages.
+    """
     d_in = W.shape[1]
     group_size = d_in if spec.group_size == -1 else spec.group_size
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
@@ -108,4 +126,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     block, sub_block = _blocks(group_size, d_in, spec.block_size)
     rule = _RoundStatic(W, order, group_size, spec) if spec.static_groups else _Round(group_size, spec)
     sweep(V, U, rule, block=block, sub_block=sub_block)
-    return V[torch.argsort(order)].T.contiguous()
+    place = torch.argsort(order)  # of each column in the sweep
+    grid = Grid(*(torch.stack(parts, dim=1) for parts in zip(*rule.grids, strict=True)))  # (d_out, n_groups)
+    scattered = spec.act_order and not spec.static_groups and group_size < d_in
+    return OnGrid(V[place].T.contiguous(), grid, place // group_size if scattered else None)

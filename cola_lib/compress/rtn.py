@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cola_lib.compress.grid import grid_of, in_groups
+from cola_lib.compress.grid import Grid, grid_of, in_groups
+from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.specs import QuantSpec
 
 
@@ -23,5 +24,19 @@ def rtn(W: Tensor, spec: QuantSpec) -> Tensor:
     Tensor of shape (d_out, d_in)
         Values on the grid.
     """
+    return rtn_on_grid(W, spec).values
+
+
+def rtn_on_grid(W: Tensor, spec: QuantSpec) -> OnGrid:
+    """Like :func:`rtn`, with the grid.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    spec : QuantSpec
+        Bits, group size and symmetry.
+    """
     groups = in_groups(W, spec.group_size)  # (d_out, n_groups, group_size)
-    return grid_of(groups, spec.bits, spec.symmetric).round(groups).flatten(1)
+    grid = grid_of(groups, spec.bits, spec.symmetric)
+    return OnGrid(grid.round(groups).flatten(1), Grid(*(tensor.squeeze(-1) for tensor in grid)))
