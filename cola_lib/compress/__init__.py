@@ -3,7 +3,7 @@
 from cola_lib.compress.api import CompressionReport, compress, restored, settle
 from cola_lib.compress.awq import awq, awq_clip, awq_scale
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
-from cola_lib.compress.checkpoint import check_output, save_checkpoint
+from cola_lib.compress.checkpoint import check_output, checkpoint_folder, save_checkpoint, write_report
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
@@ -42,6 +42,7 @@ __all__ = [
     "awq_clip",
     "awq_scale",
     "check_output",
+    "checkpoint_folder",
     "compress",
     "compress_block",
     "gptq",
@@ -55,4 +56,5 @@ __all__ = [
     "settle",
     "sparsegpt",
     "wanda",
+    "write_report",
 ]

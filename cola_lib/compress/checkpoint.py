@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -82,17 +85,58 @@ def save_checkpoint(
     OutputError
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
     """
+    needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
+        lm.model.save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)
+        write_report(report, partial)
+    return Path(out)
+
+
+def write_report(report: CompressionReport, folder: Path, **more: Any) -> None:
+    """Write ``report.json``, which marks a folder as ours.
+
+    Parameters
+    ----------
+    report : CompressionReport
+        What was done to the model.
+    folder : Path
+        Of the checkpoint.
+    **more
+        Further entries, as plain data.
+    """
+    (folder / REPORT).write_text(json.dumps(report.to_dict() | more, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def checkpoint_folder(out: str | os.PathLike[str], *, needed: int, overwrite: bool) -> Iterator[Path]:
+    """Fill a folder with a checkpoint, whole or not at all.
+
+    Parameters
+    ----------
+    out : path
+        The folder.
+    needed : int
+        Bytes that will be written.
+    overwrite : bool
+        Replace what is there.
+
+    Yields
+    ------
+    Path
+        An empty folder to write to, with :func:`write_report` too.
+
+    Raises
+    ------
+    OutputError
+        If the folder exists and may not be replaced, or the disk is full.
+    """
     out = check_output(out, overwrite=overwrite)
     try:
         with written_whole(out) as partial:
-            needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
             free = shutil.disk_usage(out.parent).free
             if free < needed:
                 raise OutputError(f"{out}: the checkpoint needs {needed:,} bytes and the disk has {free:,}; free some")
-            lm.model.save_pretrained(partial)
-            lm.tokenizer.save_pretrained(partial)
-            text = json.dumps(report.to_dict(), indent=1)
-            (partial / REPORT).write_text(text + "\n", encoding="utf-8")
+            yield partial
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{out}: could not be written ({error}); nothing is left of it") from error
-    return out

@@ -1,0 +1,26 @@
+"""Compressed models as files that other tools run: packed integers, and sparse weights with a report."""
+
+from cola_lib.export.packed import (
+    Export,
+    check_exportable,
+    export_quantized,
+    packed_tensors,
+    quantization_config,
+    vllm_limits,
+)
+from cola_lib.export.packing import pack_rows
+from cola_lib.export.sparse import LayerSparsity, SparsityReport, export_sparse, sparsity_of
+
+__all__ = [
+    "Export",
+    "LayerSparsity",
+    "SparsityReport",
+    "check_exportable",
+    "export_quantized",
+    "export_sparse",
+    "pack_rows",
+    "packed_tensors",
+    "quantization_config",
+    "sparsity_of",
+    "vllm_limits",
+]
