@@ -24,7 +24,10 @@ INSTALLED    := $(VENV)/.installed
 PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
 SOURCES      := cola_lib tests $(wildcard benchmarks)
 
-.PHONY: help book plan notebooks html evidence test assets setup lint format bench lock clean distclean
+# What `make interop` runs, each in .venv-interop/TOOL.
+TOOLS := llmcompressor gptqmodel
+
+.PHONY: help book plan notebooks html evidence test interop assets setup lint format bench lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -58,6 +61,10 @@ test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for 
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
 
+interop: $(TOOLS:%=.venv-interop/%/.installed)  ## Run llm-compressor and GPTQModel on our sets, each in an environment of its own
+	@$(MAKE) --no-print-directory setup assets
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m interop tests/test_interop.py $(PYTEST)
+
 assets: setup  ## Fetch the embedded model and data into the cache
 	@$(PY) -m cola_lib.cli assets
 
@@ -80,15 +87,17 @@ bench: setup assets  ## Time the solvers on the embedded model
 	$(PY) -m benchmarks
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
-	$(COMPILE) --extra book --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra book --extra dev --extra export pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock requirements-bootstrap.in -o requirements-bootstrap.lock
+	@# The tools' pins contradict ours and each other's, so each has a lock of its own.
+	for tool in $(TOOLS); do $(COMPILE) requirements-interop-$$tool.in -o requirements-interop-$$tool.lock; done
 
 clean:  ## Remove what the book and the tests wrote; results and .venv stay
 	rm -rf _build book/executed .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage coverage.xml
 	find cola_lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean  ## Remove the results and .venv too
-	rm -rf results $(VENV) cola_lib.egg-info
+distclean: clean  ## Remove the results and all environments too
+	rm -rf results $(VENV) .venv-interop cola_lib.egg-info
 
 $(BOOTSTRAPPED): requirements-bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -103,4 +112,10 @@ $(INSTALLED): $(BOOTSTRAPPED) requirements.lock pyproject.toml
 	@echo "Installing $(VENV) from requirements.lock"
 	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --require-hashes --requirement requirements.lock
 	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv-interop/%/.installed: requirements-interop-%.lock | $(BOOTSTRAPPED)
+	@echo "Installing .venv-interop/$* from $<: about 5 minutes and 5 GB, the first time only"
+	@$(UV) venv --quiet --clear --python $(PY) .venv-interop/$*
+	@$(UV) pip install --quiet --python .venv-interop/$*/bin/python --require-hashes --requirement $<
 	@touch $@

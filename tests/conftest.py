@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs other tools' environments, which take minutes and 10 GB to make, unless it is asked for."""
+    if "interop" in config.option.markexpr:
+        return
+    skip = pytest.mark.skip(reason="runs llm-compressor and GPTQModel in environments of their own: `make interop`")
+    for item in items:
+        if item.get_closest_marker("interop"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def assets_dir() -> Path:
     """Cache folder with the three wheels in it; uses no network once they are there."""

@@ -20,7 +20,7 @@ import cola_lib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-bootstrap.lock")}
+LOCKS = {path.name: path.read_text() for path in sorted(ROOT.glob("requirements*.lock"))}
 
 # What may be imported at the top of each package: the rest is for those who use it, and is imported there.
 LIGHT = {
@@ -137,7 +137,7 @@ def test_every_import_is_declared():
     # what declared packages bring and stand for: their own types and configuration
     brought = {"jupyter_client", "tokenizers", "traitlets"}
     optional = {"sentence_transformers"}  # used where somebody has installed it, and only when asked for
-    own = {"cola_lib", "tests", "benchmarks"}
+    own = {"cola_lib", "tests", "benchmarks"}  # what runs in other tools' environments is in interop/
     found: set[str] = set()
     for folder in own:
         for path in (ROOT / folder).rglob("*.py"):
@@ -221,7 +221,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_make_help_lists_the_targets():
     shown = make("help").stdout
-    for target in ("book", "test", "setup", "clean", "lint", "lock", "bench", "help"):
+    for target in ("book", "test", "setup", "clean", "lint", "lock", "bench", "interop", "help"):
         assert re.search(rf"^  {target} +\S", shown, re.M), target
 
 

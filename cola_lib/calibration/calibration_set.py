@@ -135,6 +135,10 @@ class CalibrationSet:
         """Rows."""
         return self.n_samples
 
+    def token_lists(self) -> list[list[int]]:
+        """Token ids of each row, without padding."""
+        return [ids[mask].tolist() for ids, mask in zip(self.input_ids, self.attention_mask, strict=True)]
+
     def rows(self, start: int, stop: int) -> CalibrationSet:
         """Take consecutive rows, for example to add statistics up chunk by chunk.
 

@@ -25,13 +25,16 @@ from cola_lib.errors import SpecError
 if TYPE_CHECKING:
     from cola_lib.calibration import CalibrationSet
     from cola_lib.compress import CompressionReport, Spec
+    from cola_lib.export import Export
 
 LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
 PRUNING = ("sparsity", "pattern")
 QUANTIZING = ("bits", "group_size", "symmetric")
+ORDERING = ("act_order", "static_groups")
 FACTORIZING = ("keep",)
+SAVED = ("dense", "compressed-tensors")
 
 
 def compress(
@@ -149,6 +152,14 @@ def compress(
         bool,
         typer.Option("--act-order", help="gptq: begin with the inputs that matter most.", rich_help_panel=METHOD),
     ] = False,
+    static_groups: Annotated[
+        bool,
+        typer.Option(
+            "--static-groups",
+            help="gptq: fit scales before rounding begins, so that --act-order leaves groups together.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
     keep: Annotated[
         float | None,
         typer.Option(
@@ -162,6 +173,23 @@ def compress(
         Path,
         typer.Option(help="Folder for the checkpoint and its report.json.", metavar="DIR", rich_help_panel=OUTPUT),
     ],
+    save_as: Annotated[
+        str,
+        typer.Option(
+            help="dense: ordinary weights. compressed-tensors: packed integers, for vLLM and transformers.",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "dense",
+    save_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="compressed-tensors: of scales, embeddings and norms; auto takes that of --dtype.",
+            show_default="bfloat16",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     progress: ProgressOption = True,
     as_json: JsonOption = False,
@@ -169,7 +197,8 @@ def compress(
     r"""Compress a model with calibration text, and write a checkpoint that transformers loads.
 
     Pruning sets weights to zero, quantization rounds them to a grid; the checkpoint holds ordinary weights
-    either way, so it is as large as before and shows what compression does to the model's answers.
+    either way, so it is as large as before and shows what compression does to the model's answers. With
+    --save-as compressed-tensors a quantized model is stored as the integers that it consists of.
 
     Prune half of the weights, calibrated on web text:
 
@@ -180,7 +209,13 @@ def compress(
 
         cola compress --model smollm2-135m --source math --source code \
             --n-samples 32 --seq-len 512 --method gptq --bits 3 --act-order --out quantized
+
+    Quantize to 4 bits for vLLM:
+
+        cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method gptq \
+            --group-size 64 --symmetric --save-as compressed-tensors --out packed
     """
+    check_name("save-as", save_as, SAVED)
     check_name("layout", layout, LAYOUTS)
     check_name("format", format_, FORMATS)
     check_name("propagate", propagate, PROPAGATE)
@@ -191,11 +226,18 @@ def compress(
         "group_size": group_size,
         "symmetric": symmetric,
         "act_order": act_order or None,
+        "static_groups": static_groups or None,
         "keep": keep,
     }
     spec = _spec(method, {name: value for name, value in given.items() if value is not None})
+    from cola_lib import export
     from cola_lib.compress import check_output
 
+    packed = save_as == "compressed-tensors"
+    if packed:
+        export.check_exportable(spec)
+    elif save_dtype is not None:
+        raise SpecError("--save-dtype says nothing without --save-as compressed-tensors; --dtype is that of the model")
     check_output(out, overwrite=overwrite)
     if calibration is not None and source:
         raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
@@ -213,9 +255,15 @@ def compress(
                 names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout, format=format_
             )
         typer.echo(read.summary(), err=True)
-    report = compression.compress(lm, settled, read, propagate=propagate, progress=progress)
-    compression.save_checkpoint(lm, report, out, overwrite=overwrite)
-    _show_report(report, out, as_json)
+    report = compression.compress(lm, settled, read, propagate=propagate, keep_codes=packed, progress=progress)
+    written = None
+    if packed:
+        written = export.export_quantized(lm, report, out, dtype=save_dtype or "bfloat16", overwrite=overwrite)
+    elif isinstance(settled, compression.PruneSpec):
+        export.export_sparse(lm, report, out, overwrite=overwrite)
+    else:
+        compression.save_checkpoint(lm, report, out, overwrite=overwrite)
+    _show_report(report, written, out, as_json)
 
 
 def _spec(method: str, given: dict[str, Any]) -> Spec:
@@ -223,7 +271,7 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
     from cola_lib.compress import FACTORIZERS, METHODS, PRUNERS, method_spec
 
     check_name("method", method, METHODS)
-    does, allowed = "quantizes", (*QUANTIZING, *(("act_order",) if method == "gptq" else ()))
+    does, allowed = "quantizes", (*QUANTIZING, *(ORDERING if method == "gptq" else ()))
     if method in PRUNERS:
         does, allowed = "prunes", PRUNING
     elif method in FACTORIZERS:
@@ -273,10 +321,10 @@ def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _show_report(report: CompressionReport, out: Path, as_json: bool) -> None:
+def _show_report(report: CompressionReport, written: Export | None, out: Path, as_json: bool) -> None:
     facts = report.to_dict()
     if as_json:
-        print_json({"out": str(out), **facts})
+        print_json({"out": str(out), **facts} | ({"export": written.to_dict()} if written else {}))
         return
     done = facts["spec"]
     amount = f"{done['bits']} bits" if "bits" in done else f"{report.sparsity:.1%} zeros"
@@ -285,4 +333,11 @@ def _show_report(report: CompressionReport, out: Path, as_json: bool) -> None:
     typer.echo(f"{report.spec.label}: {len(report.layers)} layers, {amount}, {report.seconds:.0f} s")
     if report.output_error is not None:
         typer.echo(f"relative error of the layers' outputs, on average: {report.output_error:.4g}")
+    if written is not None:
+        typer.echo(
+            f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the quantized "
+            f"layers {written.layer_bytes / written.dense_layer_bytes:.1%} of theirs"
+        )
+        for limit in written.limits:
+            typer.echo(f"note: {limit}", err=True)
     typer.echo(f"wrote {out}")

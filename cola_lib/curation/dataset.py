@@ -56,11 +56,6 @@ class Curated:
     facts: Mapping[str, Any]
 
 
-def _real_ids(rows: CalibrationSet) -> list[list[int]]:
-    """Token ids of each row, without padding."""
-    return [ids[mask].tolist() for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)]
-
-
 def describe(rows: CalibrationSet) -> dict[str, Any]:
     """Facts of a set that its tokens alone tell.
 
@@ -77,7 +72,7 @@ def describe(rows: CalibrationSet) -> dict[str, Any]:
         ``weighted``, and ``fingerprint``.
     """
     lengths = rows.attention_mask.sum(1)
-    ids = _real_ids(rows)
+    ids = rows.token_lists()
     per_source: Counter = Counter()
     for source, length in zip(rows.sources, lengths.tolist(), strict=True):
         per_source[source] += length
@@ -147,7 +142,7 @@ def compare(one: CalibrationSet, other: CalibrationSet) -> dict[str, Any]:
         ``shared_rows`` (rows with the same tokens), ``shared_samples``, ``shared_token_types`` (of all that either has)
         and ``token_similarity`` (see :func:`~cola_lib.curation.cola.token_similarity`).
     """
-    rows = [{tuple(ids) for ids in _real_ids(each)} for each in (one, other)]
+    rows = [{tuple(ids) for ids in each.token_lists()} for each in (one, other)]
     samples = [{name for some in s.sample_ids for name in some} for s in (one, other)]
     tokens = [Counter(s.input_ids[s.attention_mask].tolist()) for s in (one, other)]
     shares = [{token: n / each.total() for token, n in each.items()} for each in tokens]
@@ -176,7 +171,7 @@ def curated(
     facts : mapping of str to Any
         How it was made, and what was measured on it.
     """
-    ids = _real_ids(rows)
+    ids = rows.token_lists()
     texts = tuple(tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False))
     return Curated(rows, texts, {**facts, "set": describe(rows), "cola_lib": version("cola-lib")})
 
@@ -246,7 +241,7 @@ def _table(made: Curated) -> pa.Table:
     import pyarrow as pa
 
     rows = made.rows
-    ids = _real_ids(rows)
+    ids = rows.token_lists()
     columns = {
         "text": pa.array(made.texts, pa.string()),
         "input_ids": pa.array(ids, pa.list_(pa.int32())),
@@ -366,7 +361,31 @@ def card(facts: Mapping[str, Any]) -> str:
             f"| {capability} | {own['coverage']:.3f} | {own['mmd']:.3f} |"
             for capability, own in facts["representativeness"].items()
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_use(about)]) + "\n"
+
+
+def _use(about: Mapping[str, Any]) -> list[str]:
+    """How to hand the set to other tools, so that they see its rows and no others."""
+    if about["weighted"]:
+        return [
+            "## Use",
+            "",
+            "`cola compress --calibration FOLDER`. Other tools would pass over the weights of the rows.",
+        ]
+    return [
+        "## Use",
+        "",
+        "`cola compress --calibration FOLDER`, or in other tools, which take the rows as they are if they are told so:",
+        "",
+        "```python",
+        'rows = datasets.load_dataset("FOLDER", split="train").select_columns(["input_ids", "attention_mask"])',
+        "# llm-compressor: otherwise it draws at random",
+        f"oneshot(model=model, recipe=recipe, dataset=rows, num_calibration_samples={about['rows']},",
+        f"        shuffle_calibration_samples=False, max_seq_length={about['seq_len']})",
+        "# GPTQModel: otherwise it drops short rows, and would tokenize the column text again",
+        "model.quantize(list(rows), calibration_sort=None, calibration_data_min_length=0)",
+        "```",
+    ]
 
 
 PROVENANCE = ("strategy", "options", "target", "model", "pool", "n_samples", "n_tokens", "seed")

@@ -303,6 +303,6 @@ def _check_scale(layer: str, weight: QuantizedWeight, stored: Tensor) -> None:
         scale, dtype = weight.stored_scale(), str(stored.dtype).removeprefix("torch.")
         raise NumericsError(
             layer,
-            f"its scales reach from {float(scale.min()):.3g} to {float(scale.max()):.3g}, and {dtype} cannot hold them; "
-            "export with dtype bfloat16 or float32",
+            f"its scales reach from {float(scale.min()):.3g} to {float(scale.max()):.3g}, and {dtype} cannot hold "
+            "them; export with dtype bfloat16 or float32",
         )

@@ -1,0 +1,180 @@
+"""Calibration sets as other tools take them, with what keeps those tools from shuffling, cutting or dropping rows.
+
+Each function gives keyword arguments for one call of the tool::
+
+    oneshot(model=model, recipe=recipe, **for_llmcompressor(rows))      # llm-compressor 0.14
+    model.quantize(**for_gptqmodel(rows))                               # GPTQModel 7.7
+    model.quantize(tokenizer, config, **for_autoawq(rows, tokenizer))   # AutoAWQ 0.2, no longer maintained
+
+Where a tool lives in an environment of its own, a folder of :func:`~cola_lib.curation.write_dataset` goes there, and
+its card says the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from cola_lib.calibration import CalibrationSet
+from cola_lib.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def for_llmcompressor(rows: CalibrationSet, *, batch_size: int = 1) -> dict[str, Any]:
+    """Arguments of llm-compressor's ``oneshot``.
+
+    Parameters
+    ----------
+    rows : CalibrationSet
+        Unweighted.
+    batch_size : int
+        Rows that the tool takes at a time.
+
+    Returns
+    -------
+    dict
+        ``dataset`` has the columns ``input_ids`` and ``attention_mask``, without padding. The rest switches off that
+        the tool draws 512 rows, in an order without a seed. Of rows of unequal length it takes the longest first.
+
+    Raises
+    ------
+    DataError
+        If rows are weighted; or if they differ in length and ``batch_size`` is above 1, since the tool cuts every row
+        of a batch to the shortest.
+    """
+    from datasets import Dataset
+
+    _check_unweighted(rows, "llm-compressor")
+    ids = rows.token_lists()
+    lengths = {len(row) for row in ids}
+    if batch_size > 1 and len(lengths) > 1:
+        raise DataError(
+            f"calibration set {rows.name!r}: its rows have {min(lengths):,} to {max(lengths):,} tokens, and "
+            "llm-compressor cuts all rows of a batch to the shortest; take batch_size 1, or a set of layout 'pack'"
+        )
+    return {
+        "dataset": Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}),
+        "num_calibration_samples": rows.n_samples,
+        "shuffle_calibration_samples": False,
+        "max_seq_length": rows.seq_len,
+        "batch_size": batch_size,
+    }
+
+
+def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
+    """Arguments of GPTQModel's ``quantize``.
+
+    Parameters
+    ----------
+    rows : CalibrationSet
+        Unweighted, and not longer than the model's ``max_position_embeddings``: there the tool cuts rows.
+
+    Returns
+    -------
+    dict
+        ``calibration`` is a list of ``{"input_ids", "attention_mask"}``, without padding and without a ``text``, which
+        the tool would tokenize again in their stead. The rest switches off that it sorts rows by length and drops those
+        of 10 tokens or fewer.
+
+    Raises
+    ------
+    DataError
+        If rows are weighted.
+    """
+    _check_unweighted(rows, "GPTQModel")
+    return {
+        "calibration": [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows.token_lists()],
+        "calibration_sort": None,
+        "calibration_data_min_length": 0,
+        "batch_size": 1,
+    }
+
+
+def for_autoawq(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Arguments of AutoAWQ's ``quantize``, which takes texts and tokenizes them itself.
+
+    Parameters
+    ----------
+    rows : CalibrationSet
+        Unweighted.
+    tokenizer : PreTrainedTokenizerBase
+        That wrote the rows, and that the tool will use.
+
+    Returns
+    -------
+    dict
+        ``calib_data`` is a list of str: see :func:`row_texts`. The tool lays all rows end to end and cuts the whole
+        into blocks of ``max_calib_seq_len``; it would drop a text that becomes longer than that.
+
+    Raises
+    ------
+    DataError
+        If rows are weighted, or a text becomes longer than the longest row.
+
+    Notes
+    -----
+    A row that begins or ends within a word, as packed ones do, can come back as other tokens: how many do is logged.
+    The format follows the tool's ``calib_data.py``; the tool itself, archived in 2025, is not run here.
+    """
+    _check_unweighted(rows, "AutoAWQ")
+    ids, written = rows.token_lists(), row_texts(rows, tokenizer)
+    again = [tokenizer(text.strip()).input_ids for text in written]
+    longest = max(map(len, ids))
+    grown = [i for i, row in enumerate(again) if len(row) > longest]
+    if grown:
+        raise DataError(
+            f"calibration set {rows.name!r}: {len(grown)} of {len(ids)} rows, the first of them row {grown[0]}, have "
+            f"more than the longest row's {longest:,} tokens when they are tokenized again, and AutoAWQ would drop "
+            "them; take shorter rows and layout 'pad'"
+        )
+    other = sum(before != after for before, after in zip(ids, again, strict=True))
+    if other:
+        log.warning("%s: %d of %d rows become other tokens when they are tokenized again", rows.name, other, len(ids))
+    return {"calib_data": written, "max_calib_samples": rows.n_samples, "max_calib_seq_len": longest}
+
+
+def row_texts(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Write rows out for a tool that tokenizes them again.
+
+    Parameters
+    ----------
+    rows : CalibrationSet
+        Any.
+    tokenizer : PreTrainedTokenizerBase
+        That wrote the rows.
+
+    Returns
+    -------
+    list of str
+        A text for each row, special tokens spelled out: those of a chat template, and ends of documents. The ones that
+        the tokenizer puts around any text by itself are left out, so that they do not come twice.
+    """
+    before, after = _added(tokenizer)
+    found = []
+    for ids in rows.token_lists():
+        if before and ids[: len(before)] == before:
+            ids = ids[len(before) :]
+        if after and ids[-len(after) :] == after:
+            ids = ids[: -len(after)]
+        found.append(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return found
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that a tokenizer puts before and after any text."""
+    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
+    whole = list(tokenizer("a").input_ids)
+    start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    return whole[:start], whole[start + len(plain) :]
+
+
+def _check_unweighted(rows: CalibrationSet, tool: str) -> None:
+    if rows.weights is not None:
+        raise DataError(
+            f"calibration set {rows.name!r}: its rows have weights, and {tool} counts every row alike; take a set of "
+            "another strategy, or dataclasses.replace(rows, weights=None) if they may be forgotten"
+        )

@@ -1,0 +1,136 @@
+"""Sets handed to other tools: every row, once, in order, and no token twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from tokenizers import processors
+
+from cola_lib.calibration import CalibrationSet, build_calibration_set
+from cola_lib.curation import for_autoawq, for_gptqmodel, for_llmcompressor, row_texts
+from cola_lib.curation.dataset import card, curated
+from cola_lib.data import Sample
+from cola_lib.errors import DataError
+from tests.byte_tokenizer import byte_tokenizer
+from tests.test_walk import rows
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def samples(n=8):
+    return [
+        Sample(f"s{i}", f"Text {i} says é and the land.", "here", question=f"Why {i}?", answer=f"So {i}.")
+        for i in range(n)
+    ]
+
+
+def bos_tokenizer():
+    """Begins every text with ``<s>`` by itself, and has the chat template's tokens as special ones."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = "<s>" + CHAT
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+    )
+    return tokenizer
+
+
+def test_llmcompressor_gets_the_rows_as_they_are():
+    calibration = rows((12,) * 5)
+    given = for_llmcompressor(calibration, batch_size=2)
+    dataset = given.pop("dataset")
+    assert dataset.column_names == ["input_ids", "attention_mask"]
+    assert dataset["input_ids"][:] == calibration.input_ids.tolist()
+    assert dataset["attention_mask"][:] == [[1] * 12] * 5
+    assert given == {
+        "num_calibration_samples": 5,
+        "shuffle_calibration_samples": False,
+        "max_seq_length": 12,
+        "batch_size": 2,
+    }
+
+
+def test_llmcompressor_does_not_get_rows_that_it_would_cut():
+    ragged = rows((12, 7, 3))
+    assert for_llmcompressor(ragged)["dataset"]["input_ids"][:] == ragged.token_lists()
+    with pytest.raises(DataError, match="3 to 12 tokens, and llm-compressor cuts all rows of a batch"):
+        for_llmcompressor(ragged, batch_size=2)
+
+
+def test_gptqmodel_gets_short_rows_too():
+    ragged = rows((12, 7, 1))
+    given = for_gptqmodel(ragged)
+    assert [row["input_ids"] for row in given["calibration"]] == ragged.token_lists()
+    assert [sum(row["attention_mask"]) for row in given["calibration"]] == [12, 7, 1]
+    assert all(row.keys() == {"input_ids", "attention_mask"} for row in given["calibration"])
+    assert given["calibration_sort"] is None and given["calibration_data_min_length"] == 0
+
+
+@pytest.mark.parametrize("format", ["text", "chat"])
+def test_a_text_that_is_tokenized_again_has_each_special_token_once(format):
+    tokenizer = bos_tokenizer()
+    made = build_calibration_set(samples(), tokenizer, n_samples=4, seq_len=96, layout="pad", format=format)
+    assert (made.input_ids[:, 0] == 0).all() and (made.input_ids[:, 1] != 0).all()
+    written = row_texts(made, tokenizer)
+    assert not any(text.startswith("<s>") for text in written)
+    assert all(text.count("<|im_start|>") == (2 if format == "chat" else 0) for text in written)
+    assert [tokenizer(text).input_ids for text in written] == made.token_lists()
+
+
+def test_ends_of_documents_are_kept_where_the_tokenizer_adds_none():
+    tokenizer = byte_tokenizer()
+    made = build_calibration_set(samples(), tokenizer, n_samples=3, seq_len=40, layout="pack")
+    written = row_texts(made, tokenizer)
+    assert any("<s>" in text for text in written)
+    assert [tokenizer(text).input_ids for text in written] == made.token_lists()
+
+
+def test_autoawq_gets_texts_and_their_length(caplog):
+    tokenizer = bos_tokenizer()
+    made = build_calibration_set(samples(), tokenizer, n_samples=4, seq_len=96, layout="pad")
+    with caplog.at_level(logging.WARNING):
+        given = for_autoawq(made, tokenizer)
+    assert given["calib_data"] == row_texts(made, tokenizer) and given["max_calib_samples"] == 4
+    assert given["max_calib_seq_len"] == max(map(len, made.token_lists())) and not caplog.messages
+
+
+def test_autoawq_says_what_comes_back_otherwise(caplog):
+    tokenizer = byte_tokenizer()
+    space, t = tokenizer("  t", add_special_tokens=False).input_ids
+    whole = torch.tensor([[5, 6, 7], [space, t, 9]])  # what is stripped from the second row does not come back
+    made = CalibrationSet(whole, torch.ones(2, 3, dtype=torch.bool), ((), ()), ("x", "x"), "x", 0, "pack")
+    with caplog.at_level(logging.WARNING):
+        for_autoawq(made, tokenizer)
+    assert caplog.messages == ["x: 1 of 2 rows become other tokens when they are tokenized again"]
+
+
+def test_autoawq_does_not_get_rows_that_it_would_drop():
+    tokenizer = bos_tokenizer()
+    within = torch.tensor([[9, 8, 7]])  # begins within a document, and the tool puts <s> before it
+    made = CalibrationSet(within, torch.ones(1, 3, dtype=torch.bool), ((),), ("x",), "x", 0, "pack")
+    with pytest.raises(DataError, match=r"1 of 1 rows, the first of them row 0, have more than the longest row's 3"):
+        for_autoawq(made, tokenizer)
+
+
+@pytest.mark.parametrize("tool", ["llm-compressor", "GPTQModel", "AutoAWQ"])
+def test_weights_are_not_lost_in_silence(tool):
+    weighted = dataclasses.replace(rows((12, 12)), weights=(1.0, 2.0))
+    calls = {
+        "llm-compressor": for_llmcompressor,
+        "GPTQModel": for_gptqmodel,
+        "AutoAWQ": lambda r: for_autoawq(r, byte_tokenizer()),
+    }
+    with pytest.raises(DataError, match=f"{tool} counts every row alike"):
+        calls[tool](weighted)
+
+
+def test_the_card_says_how():
+    plain = rows((12,) * 5)
+    facts = curated(plain, byte_tokenizer(), {"strategy": "x", "options": {}}).facts
+    assert "num_calibration_samples=5," in card(facts) and "max_seq_length=12)" in card(facts)
+    weighted = dataclasses.replace(plain, weights=(1.0,) * 5)
+    facts = curated(weighted, byte_tokenizer(), {"strategy": "x", "options": {}}).facts
+    assert "oneshot" not in card(facts) and "weights of the rows" in card(facts)

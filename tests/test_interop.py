@@ -1,0 +1,85 @@
+"""The real llm-compressor and GPTQModel, each in its own environment, on sets that we wrote: `make interop`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cola_lib.calibration import calibration_set
+from cola_lib.curation import for_gptqmodel, for_llmcompressor, read_dataset, write_dataset
+from cola_lib.curation.dataset import curated
+from tests.tiny_models import tiny_model
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+# GPTQModel asks each of the CPU's cores for a worker and waits for more than there are.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, smollm2_tokenizer):
+    folder = tmp_path_factory.mktemp("tiny")
+    special = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+    model = tiny_model("llama", vocab_size=len(smollm2_tokenizer), max_position_embeddings=512, **SHAPE, **special)
+    for parameter in model.parameters():
+        parameter.data *= 0.3  # half precision is enough for the outputs
+    model.save_pretrained(folder)
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, smollm2_tokenizer):
+    rows = calibration_set(["gsm8k", "stories"], smollm2_tokenizer, n_samples=12, seq_len=48, seed=3)
+    made = curated(rows, smollm2_tokenizer, {"strategy": "random", "options": {}})
+    return write_dataset(made, tmp_path_factory.mktemp("sets") / "set")
+
+
+def run_tool(tool: str, *arguments: Path) -> dict:
+    python = ROOT / ".venv-interop" / tool / "bin" / "python"
+    if not python.exists():
+        pytest.fail(f"{python.relative_to(ROOT)} is missing; `make interop` makes it")
+    script = ROOT / "interop" / f"run_{tool}.py"
+    done = subprocess.run(
+        [python, script, *arguments], cwd=arguments[-1], env=os.environ | ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return json.loads((arguments[-1] / "facts.json").read_text())
+
+
+def assert_each_row_once_in_order(seen: list[list[int]], rows: list[list[int]]) -> None:
+    """A tool may go through the rows more than once, but through all of them, as they are, in order."""
+    assert len(seen) % len(rows) == 0 and seen
+    for start in range(0, len(seen), len(rows)):
+        assert seen[start : start + len(rows)] == rows
+
+
+def test_llmcompressor_sees_our_rows_in_our_order(checkpoint, folder, tmp_path):
+    rows = read_dataset(folder).rows
+    found = run_tool("llmcompressor", checkpoint, folder, tmp_path)
+    assert_each_row_once_in_order(found["seen"], for_llmcompressor(rows)["dataset"]["input_ids"][:])
+    assert found["seen"][: len(rows)] == rows.input_ids.tolist()
+    assert found["order_of_many"]
+    # What it saved is what we write too: our environment's transformers loads it, and computes the same.
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")(rows.input_ids[:2]).logits
+    torch.testing.assert_close(logits[:, -1].float(), torch.tensor(found["logits"]), rtol=1e-3, atol=1e-3)
+
+
+def test_gptqmodel_sees_our_rows_in_our_order(checkpoint, folder, tmp_path):
+    rows = read_dataset(folder).rows
+    found = run_tool("gptqmodel", checkpoint, folder, tmp_path)
+    assert_each_row_once_in_order(found["seen"], [row["input_ids"] for row in for_gptqmodel(rows)["calibration"]])
+    logits = torch.tensor(found["logits"])
+    assert torch.isfinite(logits).all()
+    with torch.no_grad():
+        dense = AutoModelForCausalLM.from_pretrained(checkpoint)(rows.input_ids[:2]).logits[:, -1]
+    assert (logits - dense).norm() / dense.norm() < 0.5
