@@ -10,13 +10,11 @@ from pathlib import Path
 import datasets
 import torch
 from llmcompressor import oneshot
-from llmcompressor.datasets.utils import LengthAwareSampler
 from llmcompressor.modifiers.gptq import GPTQModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(checkpoint: str, folder: str, out: str) -> None:
-    about = json.loads((Path(folder) / "curation.json").read_text())["set"]
     rows = datasets.load_dataset(folder, split="train").select_columns(["input_ids", "attention_mask"])
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     seen: list[list[int]] = []
@@ -32,10 +30,7 @@ def main(checkpoint: str, folder: str, out: str) -> None:
     oneshot(
         model=model,
         recipe=recipe,
-        dataset=rows,
-        num_calibration_samples=about["rows"],
-        shuffle_calibration_samples=False,
-        max_seq_length=about["seq_len"],
+        dataset=torch.utils.data.DataLoader(rows.with_format("torch")),
     )
     handle.remove()
     model.save_pretrained(Path(out) / "model", save_compressed=True)
@@ -43,14 +38,7 @@ def main(checkpoint: str, folder: str, out: str) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(Path(out) / "model", dtype="auto")
     with torch.no_grad():
         logits = loaded(torch.tensor(rows["input_ids"][:2])).logits.float()
-    # With as many rows as people use, of one length: does it keep their order?
-    many = datasets.Dataset.from_dict({"input_ids": [[i] * 4 for i in range(1000)]})
-    facts = {
-        "seen": seen,
-        "logits": logits[:, -1].tolist(),
-        "order_of_many": LengthAwareSampler(many).order == list(range(1000)),
-    }
-    (Path(out) / "facts.json").write_text(json.dumps(facts))
+    (Path(out) / "facts.json").write_text(json.dumps({"seen": seen, "logits": logits[:, -1].tolist()}))
 
 
 if __name__ == "__main__":

@@ -41,22 +41,17 @@ def bos_tokenizer():
 def test_llmcompressor_gets_the_rows_as_they_are():
     calibration = rows((12,) * 5)
     given = for_llmcompressor(calibration, batch_size=2)
-    dataset = given.pop("dataset")
-    assert dataset.column_names == ["input_ids", "attention_mask"]
-    assert dataset["input_ids"][:] == calibration.input_ids.tolist()
-    assert dataset["attention_mask"][:] == [[1] * 12] * 5
-    assert given == {
-        "num_calibration_samples": 5,
-        "shuffle_calibration_samples": False,
-        "max_seq_length": 12,
-        "batch_size": 2,
-    }
+    assert given.keys() == {"dataset"}
+    batches = list(given["dataset"])
+    assert [batch.keys() for batch in batches] == [{"input_ids", "attention_mask"}] * 3
+    assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), calibration.input_ids)
+    assert all(batch["attention_mask"].all() and batch["input_ids"].dtype == torch.int64 for batch in batches)
 
 
-def test_llmcompressor_does_not_get_rows_that_it_would_cut():
-    ragged = rows((12, 7, 3))
-    assert for_llmcompressor(ragged)["dataset"]["input_ids"][:] == ragged.token_lists()
-    with pytest.raises(DataError, match="3 to 12 tokens, and llm-compressor cuts all rows of a batch"):
+def test_llmcompressor_gets_rows_of_unequal_length_one_by_one():
+    ragged = rows((7, 12, 3))
+    assert [batch["input_ids"][0].tolist() for batch in for_llmcompressor(ragged)["dataset"]] == ragged.token_lists()
+    with pytest.raises(DataError, match="3 to 12 tokens, which make no batches"):
         for_llmcompressor(ragged, batch_size=2)
 
 
@@ -130,7 +125,7 @@ def test_weights_are_not_lost_in_silence(tool):
 def test_the_card_says_how():
     plain = rows((12,) * 5)
     facts = curated(plain, byte_tokenizer(), {"strategy": "x", "options": {}}).facts
-    assert "num_calibration_samples=5," in card(facts) and "max_seq_length=12)" in card(facts)
+    assert "oneshot(model=model" in card(facts) and "model.quantize(list(rows)" in card(facts)
     weighted = dataclasses.replace(plain, weights=(1.0,) * 5)
     facts = curated(weighted, byte_tokenizer(), {"strategy": "x", "options": {}}).facts
     assert "oneshot" not in card(facts) and "weights of the rows" in card(facts)

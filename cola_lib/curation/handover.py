@@ -37,32 +37,28 @@ def for_llmcompressor(rows: CalibrationSet, *, batch_size: int = 1) -> dict[str,
     Returns
     -------
     dict
-        ``dataset`` has the columns ``input_ids`` and ``attention_mask``, without padding. The rest switches off that
-        the tool draws 512 rows, in an order without a seed. Of rows of unequal length it takes the longest first.
+        ``dataset`` is a ``DataLoader`` over rows of ``input_ids`` and ``attention_mask``, without padding. The tool
+        takes it as it is. A plain dataset it would shuffle, without a seed, or else sort by length, which mixes rows of
+        one length too (from 17 rows on); and it would take 512 rows at most.
 
     Raises
     ------
     DataError
-        If rows are weighted; or if they differ in length and ``batch_size`` is above 1, since the tool cuts every row
-        of a batch to the shortest.
+        If rows are weighted; or if they differ in length and ``batch_size`` is above 1.
     """
     from datasets import Dataset
+    from torch.utils.data import DataLoader
 
     _check_unweighted(rows, "llm-compressor")
     ids = rows.token_lists()
     lengths = {len(row) for row in ids}
     if batch_size > 1 and len(lengths) > 1:
         raise DataError(
-            f"calibration set {rows.name!r}: its rows have {min(lengths):,} to {max(lengths):,} tokens, and "
-            "llm-compressor cuts all rows of a batch to the shortest; take batch_size 1, or a set of layout 'pack'"
+            f"calibration set {rows.name!r}: its rows have {min(lengths):,} to {max(lengths):,} tokens, which make no "
+            "batches; take batch_size 1, or a set of layout 'pack'"
         )
-    return {
-        "dataset": Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}),
-        "num_calibration_samples": rows.n_samples,
-        "shuffle_calibration_samples": False,
-        "max_seq_length": rows.seq_len,
-        "batch_size": batch_size,
-    }
+    dataset = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+    return {"dataset": DataLoader(dataset.with_format("torch"), batch_size=batch_size)}
 
 
 def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
