@@ -83,7 +83,7 @@ def interval_curves(
                     label=one,
                 )
             axis.set_xscale("log")
-            axis.set_xticks(points, [f"{point:g}" for point in points])
+            axis.set_xticks(points, [f"{point:g}" for point in points], fontsize=8)
             axis.minorticks_off()
             axis.set_title(name if below is None else f"{name}\n{below}", fontsize=10)
     handles, labels = grid[0, 0].get_legend_handles_labels()
