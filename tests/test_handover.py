@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+import datasets
 import pytest
 import torch
 from tokenizers import processors
 
 from cola_lib.calibration import CalibrationSet, build_calibration_set
-from cola_lib.curation import for_autoawq, for_gptqmodel, for_llmcompressor, row_texts
+from cola_lib.curation import for_autoawq, for_gptqmodel, for_llmcompressor, row_texts, write_dataset
 from cola_lib.curation.dataset import card, curated
 from cola_lib.data import Sample
 from cola_lib.errors import DataError
@@ -129,3 +130,13 @@ def test_the_card_says_how():
     weighted = dataclasses.replace(plain, weights=(1.0,) * 5)
     facts = curated(weighted, byte_tokenizer(), {"strategy": "x", "options": {}}).facts
     assert "oneshot" not in card(facts) and "weights of the rows" in card(facts)
+
+
+def test_a_set_is_not_taken_for_another_in_a_folder_of_the_same_name(tmp_path):
+    """datasets answered from its cache: the first set of that name, whatever was written since."""
+    for where, lengths in (("one", (12,) * 3), ("one", (12,) * 5), ("two", (12,) * 7)):
+        calibration = rows(lengths, seed=len(lengths))
+        made = curated(calibration, byte_tokenizer(), {"strategy": "x", "options": {}})
+        folder = write_dataset(made, tmp_path / where / "set", overwrite=True)
+        found = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert found["input_ids"][:] == calibration.token_lists()

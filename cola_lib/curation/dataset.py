@@ -321,7 +321,9 @@ def card(facts: Mapping[str, Any]) -> str:
     lines = [
         "---",
         "configs:",
-        "- config_name: default",
+        # datasets finds what it has cached by the names of folder and configuration: a name of its own keeps one set
+        # from being taken for another that lies, or lay, in a folder of the same name.
+        f"- config_name: rows-{about['fingerprint']}",
         "  data_files:",
         "  - split: train",
         f"    path: {TABLE}",
