@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from cola_lib import cli
 from cola_lib.cli.common import write_json
 from cola_lib.compress import METHODS
+from cola_lib.compress.specs import PRUNERS
 from cola_lib.data import source_names
 from cola_lib.errors import OutputError
 from tests.test_notebooks import write
@@ -228,7 +229,7 @@ def test_evaluate_refuses_before_any_work(tmp_path, no_work, options, message):
 @pytest.mark.parametrize("method", METHODS)
 def test_compress_writes_what_transformers_loads(tmp_path, checkpoint, method):
     out = tmp_path / "deep" / "out"
-    prunes = method in ("magnitude", "wanda", "sparsegpt")
+    prunes = method in PRUNERS
     factorizes = method == "joint_lowrank"
     calibrated = method not in ("magnitude", "rtn", "joint_lowrank")
     source = ["--source", "c4", "--source", "math:level=5"] if calibrated else []
