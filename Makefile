@@ -57,7 +57,7 @@ html: setup  ## Render book/executed to _build/html, warnings as errors
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
-	@echo "make test: set up, fetch and run the tests; about 6 minutes on 2 CPU cores, and 4 more the first time"
+	@echo "make test: set up, fetch and run the tests; about 10 minutes on 2 CPU cores, and 4 more the first time"
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
 
