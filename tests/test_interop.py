@@ -53,8 +53,9 @@ def run_tool(tool: str, *arguments: Path) -> dict:
     if not python.exists():
         pytest.fail(f"{python.relative_to(ROOT)} is missing; `make interop` makes it")
     script = ROOT / "interop" / f"run_{tool}.py"
+    environment = os.environ | ENVIRONMENT | {"HF_DATASETS_CACHE": str(arguments[-1] / "cache")}
     done = subprocess.run(
-        [python, script, *arguments], cwd=arguments[-1], env=os.environ | ENVIRONMENT, capture_output=True, text=True
+        [python, script, *arguments], cwd=arguments[-1], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return json.loads((arguments[-1] / "facts.json").read_text())
