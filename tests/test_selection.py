@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from cola_lib.analysis import proxy_table
 from cola_lib.curation import Cola, Proxy, strategy
 from cola_lib.errors import SpecError
-from cola_lib.experiments import ResultStore, Tuning, as_strategy
+from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid
 from cola_lib.finetune import TuneSpec
 from tests.test_experiment import METHODS, small  # noqa: F401 - a fixture
 
@@ -91,6 +92,29 @@ def test_pools_share_no_text_with_each_other_or_the_targets(experiment):
     ids = [{s.id for some in pool.samples.values() for s in some} for pool in pools]
     target = experiment.target("math", 2).sample_ids
     assert target and not ids[0] & ids[1] and not (ids[0] | ids[1]) & target
+
+
+def test_strategies_are_tried_without_an_evaluation_on_texts_that_nothing_was_chosen_for(experiment, monkeypatch):
+    monkeypatch.setattr("cola_lib.experiments.runner.evaluate", lambda *a, **k: pytest.fail("evaluated"))
+    strategies = ["uniform_mix", {"strategy": "proxy", "stride": 1}]
+    asked = {"targets": ["math", "code"], "draws": 2, "limit": 6, "progress": False}
+    found = experiment.try_strategies(strategies, METHODS[:1], POOL, **asked)
+    assert found.frame.empty and found.n_computed + found.n_read == 2 * (1 + 2)
+    table = proxy_table(found.layers.fillna({"target": "any"}), by=("source", "draw", "target", "cell"))
+    assert set(table["capability"]) == set(TARGETS) and (table["proxy"] > 0).all()
+    assert experiment.try_strategies(strategies, METHODS[:1], POOL, **asked).n_computed == 0
+    judges = {
+        ids for name in TARGETS.values() for row in experiment.calibration(name, 2, 3).sample_ids for ids in row
+    }
+    for draw in range(2):
+        chosen = experiment.select(as_strategy("uniform_mix"), POOL, draw=draw, n_draws=3, limit=6).rows
+        assert judges and not judges & {ids for row in chosen.sample_ids for ids in row}
+    assert not judges & experiment.target("math", 3).sample_ids
+
+
+def test_without_a_suite_nothing_can_be_measured_on_a_model(experiment):
+    with pytest.raises(SpecError, match="without a suite"):
+        run_grid(experiment.lm, [], [], None, ResultStore(experiment.store))
 
 
 def test_compressed_models_are_trained_further_and_kept_apart(experiment):

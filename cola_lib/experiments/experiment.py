@@ -349,31 +349,87 @@ class Experiment:
         GridResult
             With labels ``source`` (the strategy's), ``draw`` and ``target`` (missing where none was read).
         """
-        made = [as_strategy(each) for each in strategies]
-        conditions = [
-            {"chooser": chooser, "draw": draw, "target": target}
-            for draw in range(draws)
-            for chooser in made
-            for target in (targets if chooser.needs_target else (None,))
-        ]
         sizes = {"n_draws": draws, "limit": limit, "n_samples": n_samples, "n_tokens": n_tokens}
-
-        def build(condition: Mapping[str, Any]) -> CalibrationSet:
-            return self.select(pool=pool, **condition, **sizes).rows
-
+        sets, labels = self._choices(strategies, pool, targets, draws, sizes)
         return run_grid(
             self.lm,
-            [partial(build, condition) for condition in conditions],
+            sets,
             [as_spec(method) for method in methods],
             self.suite,
             ResultStore(self.store, packed=self.packed),
-            labels=[{"source": c["chooser"].label, "draw": c["draw"], "target": c["target"]} for c in conditions],
+            labels=labels,
             targets=self.target_sets(draws),
             workspace=self.workspace,
             spot_check=self.spot_check,
             tune=tune,
             progress=progress,
         )
+
+    def try_strategies(
+        self,
+        strategies: Sequence[Strategy | str | Mapping[str, Any]],
+        methods: Sequence[Spec | Mapping[str, Any]],
+        pool: Sequence[str],
+        *,
+        targets: Sequence[str] = (GENERAL,),
+        draws: int = 3,
+        limit: int | None = None,
+        progress: bool = True,
+    ) -> GridResult:
+        """Compress under what every strategy chooses, and measure only what the layers err on texts of the targets.
+
+        To tune a strategy by: it needs no evaluation, and touches no item of one. The texts that judge are a draw of
+        their own, neither of the pools nor of the texts that the strategies choose for.
+
+        Parameters
+        ----------
+        strategies, methods, pool, targets, draws, limit, progress
+            As in :meth:`run_strategies`. Pools of as many draws there are others than these.
+
+        Returns
+        -------
+        GridResult
+            Without scores; its ``layers`` are for :func:`cola_lib.analysis.proxy_table`.
+        """
+        judges = {
+            name: self.calibration(sources, draws, draws + 1, n_samples=self.target_samples)
+            for name, sources in self.targets.items()
+        }
+        sets, labels = self._choices(strategies, pool, targets, draws, {"n_draws": draws + 1, "limit": limit})
+        return run_grid(
+            self.lm,
+            sets,
+            [as_spec(method) for method in methods],
+            None,
+            ResultStore(self.store, packed=self.packed),
+            labels=labels,
+            dense=False,
+            targets=judges,
+            workspace=self.workspace,
+            progress=progress,
+        )
+
+    def _choices(
+        self,
+        strategies: Sequence[Strategy | str | Mapping[str, Any]],
+        pool: Sequence[str],
+        targets: Sequence[str],
+        draws: int,
+        sizes: Mapping[str, Any],
+    ) -> tuple[list[Callable[[], CalibrationSet]], list[dict[str, Label]]]:
+        """What every strategy chooses from every pool, to be chosen when its turn comes, and how it is labelled."""
+        conditions = [
+            {"chooser": chooser, "draw": draw, "target": target}
+            for draw in range(draws)
+            for chooser in map(as_strategy, strategies)
+            for target in (targets if chooser.needs_target else (None,))
+        ]
+
+        def build(condition: Mapping[str, Any]) -> CalibrationSet:
+            return self.select(pool=pool, **condition, **sizes).rows
+
+        labels = [{"source": c["chooser"].label, "draw": c["draw"], "target": c["target"]} for c in conditions]
+        return [partial(build, condition) for condition in conditions], labels
 
     def activations(
         self, sources: Sequence[str | Sequence[str]], *, draws: int | Sequence[int] = 3, n_draws: int | None = None

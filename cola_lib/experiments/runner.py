@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 DENSE = "dense"
 """Method and label of the untouched model."""
 
+NO_SUITE = "none"
+"""Suite of a cell whose layers' errors are all that is measured."""
+
 LazySet = CalibrationSet | Callable[[], CalibrationSet]
 """A calibration set, or what builds it when its turn comes."""
 
@@ -161,7 +164,7 @@ def run_grid(
     lm: LanguageModel,
     calibration_sets: Sequence[LazySet],
     specs: Sequence[Spec],
-    suite: Suite,
+    suite: Suite | None,
     store: ResultStore,
     *,
     propagate: Propagate = "original",
@@ -184,8 +187,9 @@ def run_grid(
         is built, also where all its cells are stored: its fingerprint is that of its tokens.
     specs : sequence of PruneSpec or QuantSpec
         Methods. One that reads no calibration data is one cell, whatever the number of sets.
-    suite : Suite
-        What is measured.
+    suite : Suite or None
+        What is measured. Without one the model is compressed and not run: ``frame`` is empty, and ``layers`` has the
+        errors on the calibration data and on the targets.
     store : ResultStore
         Read first; every computed cell is put there at once.
     propagate : {"original", "compressed"}
@@ -215,7 +219,8 @@ def run_grid(
     Raises
     ------
     SpecError
-        If a method does not fit the model, or the labels do not fit the sets.
+        If a method does not fit the model, or the labels do not fit the sets; or if there is no suite and something
+        was asked for that needs one.
     NumericsError
         If a method fails on a set; the cells before it are kept. The note on the error names the cell.
     StoreError
@@ -226,6 +231,8 @@ def run_grid(
     began = time.perf_counter()
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
+    if suite is None and (dense or spot_check or tune is not None):
+        raise SpecError("without a suite there is nothing to measure on a dense, a tuned or a checked model")
     sets = _labelled(calibration_sets, labels)
     specs = [settle(lm, spec) for spec in specs]
     grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace(), tune)
@@ -267,7 +274,7 @@ class _Grid:
     def __init__(
         self,
         lm: LanguageModel,
-        suite: Suite,
+        suite: Suite | None,
         store: ResultStore,
         propagate: Propagate,
         targets: Mapping[str, CalibrationSet],
@@ -291,7 +298,7 @@ class _Grid:
         calibrated = calibration is not None
         key = cell_key(
             model=self._model,
-            suite=self._suite.fingerprint,
+            suite=self._suite.fingerprint if self._suite else NO_SUITE,
             spec=self._spec_key(spec),
             calibrated=calibrated,
             calibration=calibration.fingerprint if calibration else None,
@@ -356,7 +363,7 @@ class _Grid:
         log.info("computing cell %s: %s", cell.key.fingerprint, self.describe(cell))
         report: CompressionReport | None = None
         # All of these read the untouched model, so they come before anything is compressed.
-        reference = self._workspace.reference(self._lm, self._suite)
+        reference = self._workspace.reference(self._lm, self._suite) if self._suite else None
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
@@ -378,7 +385,9 @@ class _Grid:
                     )
                     if self._tune is not None:
                         finetune(self._lm, self._tune.rows, self._tune.spec, progress=False)
-                scores = evaluate(self._lm, self._suite, reference=reference, progress=False)
+                scores = pd.DataFrame()
+                if self._suite is not None:
+                    scores = evaluate(self._lm, self._suite, reference=reference, progress=False)
             except Exception as error:
                 error.add_note(f"in cell {self.describe(cell)}")
                 raise
