@@ -10,7 +10,7 @@ import pytest
 
 from cola_lib.activations.features import ALL_BLOCKS
 from cola_lib.analysis import holm, spearman
-from cola_lib.analysis.proxy import measure_table, needed_correlation, proxy_table, rank_correlations
+from cola_lib.analysis.proxy import deployment_errors, measure_table, needed_correlation, proxy_table, rank_correlations
 from cola_lib.errors import DataError, UnknownNameError
 
 ERRORS = {"math": [0.1, 0.4], "code": [0.2, 0.2]}
@@ -48,6 +48,37 @@ def test_a_layer_without_error_makes_no_infinite_logarithm():
     table = layers()
     table.loc[0, "error_on_math"] = 0.0
     assert np.isfinite(proxy_table(table, average="geometric")["proxy"]).all()
+
+
+def tried() -> pd.DataFrame:
+    """A baseline that reads no target, and a strategy that errs less on what it was told to choose for."""
+    errors = {
+        ("random", None, 0): (0.4, 0.2),
+        ("random", None, 1): (0.2, 0.2),
+        ("proxy", "math", 0): (0.2, 0.4),
+        ("proxy", "math", 1): (0.1, 0.1),
+        ("proxy", "code", 0): (0.4, 0.1),
+        ("proxy", "code", 1): (0.2, 0.1),
+    }
+    columns = ["source", "target", "draw", "error_on_math", "error_on_code"]
+    table = pd.DataFrame([(*key, *value) for key, value in errors.items()], columns=columns)
+    return table.assign(cell=[f"c{i}" for i in range(len(table))], label="wanda 50%", layer="first")
+
+
+def test_deployments_weigh_errors_and_compare_them_draw_by_draw():
+    weights = {"math": {"math": 0.8, "code": 0.2}, "code": {"math": 0.5, "code": 0.5}}
+    found = deployment_errors(tried(), weights, "random").set_index(["source", "target", "draw"])["value"]
+    assert found["random"].eq(0).all() and len(found["random"]) == 4
+    expected = {
+        ("math", 0): 1 - (0.8 * 0.2 + 0.2 * 0.4) / (0.8 * 0.4 + 0.2 * 0.2),
+        ("math", 1): 1 - 0.1 / 0.2,
+        ("code", 0): 1 - (0.4 + 0.1) / (0.4 + 0.2),
+        ("code", 1): 1 - (0.2 + 0.1) / (0.2 + 0.2),
+    }
+    assert found["proxy"].to_dict() == pytest.approx(expected)
+    table = tried()
+    with pytest.raises(DataError, match="random' has no error for wanda 50%, math, draw 1"):
+        deployment_errors(table[(table["source"] != "random") | (table["draw"] == 0)], weights, "random")
 
 
 def test_proxies_that_cannot_be_made_say_why():

@@ -36,6 +36,10 @@ def test_strategies_are_compared_on_disjoint_pools(experiment):
     again = experiment.run_strategies(STRATEGIES, METHODS[:1], POOL, **asked)
     assert again.n_computed == 0 and again.n_read == 9
     assert {"error_on_math", "error_on_code"} <= set(found.layers)
+    second = experiment.run_strategies(STRATEGIES, METHODS[:1], POOL, **asked | {"draws": [1], "n_draws": 2})
+    assert second.n_computed == 0 and set(second.frame["draw"].dropna()) == {1}
+    with pytest.raises(SpecError, match="draw 2 was asked for"):
+        experiment.run_strategies(STRATEGIES, METHODS[:1], POOL, **asked | {"draws": [2], "n_draws": 2})
 
 
 def test_a_stored_choice_needs_no_model(experiment, monkeypatch):
@@ -103,9 +107,7 @@ def test_strategies_are_tried_without_an_evaluation_on_texts_that_nothing_was_ch
     table = proxy_table(found.layers.fillna({"target": "any"}), by=("source", "draw", "target", "cell"))
     assert set(table["capability"]) == set(TARGETS) and (table["proxy"] > 0).all()
     assert experiment.try_strategies(strategies, METHODS[:1], POOL, **asked).n_computed == 0
-    judges = {
-        ids for name in TARGETS.values() for row in experiment.calibration(name, 2, 3).sample_ids for ids in row
-    }
+    judges = {ids for name in TARGETS.values() for row in experiment.calibration(name, 2, 3).sample_ids for ids in row}
     for draw in range(2):
         chosen = experiment.select(as_strategy("uniform_mix"), POOL, draw=draw, n_draws=3, limit=6).rows
         assert judges and not judges & {ids for row in chosen.sample_ids for ids in row}

@@ -45,6 +45,7 @@ from cola_lib.analysis.permutation import PermutationTest, holm, permutation_tes
 from cola_lib.analysis.proxy import (
     DIVERSITY,
     REPRESENTATIVENESS,
+    deployment_errors,
     measure_table,
     needed_correlation,
     proxy_table,
@@ -106,6 +107,7 @@ __all__ = [
     "cell_table",
     "condition",
     "difference",
+    "deployment_errors",
     "difference_table",
     "gain_table",
     "estimate",

@@ -107,6 +107,58 @@ def proxy_table(
     return means.stack().rename("proxy").reset_index()
 
 
+def deployment_errors(
+    layers: pd.DataFrame, weights: Mapping[str, Mapping[str, float]], baseline: str, *, average: Average = "mean"
+) -> pd.DataFrame:
+    """Say how much less than a baseline's the layers of each strategy err in each deployment.
+
+    Parameters
+    ----------
+    layers : pandas.DataFrame
+        ``GridResult.layers`` of :meth:`cola_lib.experiments.Experiment.try_strategies`.
+    weights : mapping of str to mapping of str to float
+        For each deployment, how much each capability counts.
+    baseline : str
+        A strategy's label.
+    average : {"mean", "geometric"}
+        Of the layers' errors.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per strategy, method, deployment and draw: ``source``, ``label``, ``target``, ``draw``, and ``value``,
+        1 − error / error of the baseline under the same method, deployment and draw. A strategy that read no target
+        has a row in every deployment.
+
+    Raises
+    ------
+    DataError
+        If the baseline lacks a draw, a method or a deployment that another strategy has.
+    """
+    everywhere = ""  # a table keyed by what is missing would lose the rows
+    table = proxy_table(
+        layers.assign(target=layers["target"].fillna(everywhere)),
+        by=("source", "label", "target", "draw", "cell"),
+        average=average,
+    ).drop(columns="cell")
+    parts = []
+    for target, own in weights.items():
+        rows = table[table["target"].isin([target, everywhere]) & table["capability"].isin(list(own))]
+        weighted = rows.assign(error=rows["proxy"] * rows["capability"].map(dict(own)), target=target)
+        parts.append(weighted.groupby(["source", "label", "target", "draw"], sort=False)["error"].sum())
+    errors = pd.concat(parts).reset_index()
+    base = errors.loc[errors["source"] == baseline].drop(columns="source").rename(columns={"error": "base"})
+    joined = errors.merge(base, on=["label", "target", "draw"], how="left", validate="many_to_one")
+    if joined["base"].isna().any():
+        first = joined[joined["base"].isna()].iloc[0]
+        raise DataError(
+            f"the baseline {baseline!r} has no error for {first['label']}, {first['target']}, draw {first['draw']}, "
+            f"and {first['source']!r} has one: run both on the same methods, deployments and draws"
+        )
+    joined["value"] = 1 - joined["error"] / joined["base"]
+    return joined[["source", "label", "target", "draw", "value"]]
+
+
 def _weights(rows: pd.DataFrame, weight: str | None) -> pd.Series:
     if weight is None:
         return pd.Series(1.0, rows.index)

@@ -215,9 +215,7 @@ class Experiment:
         SpecError
             If a draw is asked for that there is not.
         """
-        last = max((condition.get("draw", 0) for condition in conditions), default=0)
-        if last >= n_draws:
-            raise SpecError(f"draw {last} was asked for, of {n_draws} draws numbered from 0")
+        _draws([condition.get("draw", 0) for condition in conditions], n_draws)
         builders: list[Callable[[], CalibrationSet]] = [
             partial(self.calibration, **{"n_draws": n_draws, **condition}) for condition in conditions
         ]
@@ -316,7 +314,8 @@ class Experiment:
         pool: Sequence[str],
         *,
         targets: Sequence[str] = (GENERAL,),
-        draws: int = 3,
+        draws: int | Sequence[int] = 3,
+        n_draws: int | None = None,
         limit: int | None = None,
         n_samples: int | None = None,
         n_tokens: int | None = None,
@@ -335,8 +334,10 @@ class Experiment:
             Sources that are chosen from.
         targets : sequence of str
             Deployments to choose for; a strategy that reads none chooses once.
-        draws : int
-            Disjoint pools, each with a seed of its own.
+        draws : int or sequence of int
+            How many disjoint pools, each with a seed of its own; or which of ``n_draws``.
+        n_draws : int, optional
+            Into how many disjoint pools the sources are divided; by default as many as are taken.
         limit, n_samples, n_tokens
             As in :meth:`select`.
         tune : Tuning, optional
@@ -349,8 +350,9 @@ class Experiment:
         GridResult
             With labels ``source`` (the strategy's), ``draw`` and ``target`` (missing where none was read).
         """
-        sizes = {"n_draws": draws, "limit": limit, "n_samples": n_samples, "n_tokens": n_tokens}
-        sets, labels = self._choices(strategies, pool, targets, draws, sizes)
+        wanted, divided = _draws(draws, n_draws)
+        sizes = {"n_draws": divided, "limit": limit, "n_samples": n_samples, "n_tokens": n_tokens}
+        sets, labels = self._choices(strategies, pool, targets, wanted, sizes)
         return run_grid(
             self.lm,
             sets,
@@ -358,7 +360,7 @@ class Experiment:
             self.suite,
             ResultStore(self.store, packed=self.packed),
             labels=labels,
-            targets=self.target_sets(draws),
+            targets=self.target_sets(divided),
             workspace=self.workspace,
             spot_check=self.spot_check,
             tune=tune,
@@ -395,7 +397,8 @@ class Experiment:
             name: self.calibration(sources, draws, draws + 1, n_samples=self.target_samples)
             for name, sources in self.targets.items()
         }
-        sets, labels = self._choices(strategies, pool, targets, draws, {"n_draws": draws + 1, "limit": limit})
+        sizes = {"n_draws": draws + 1, "limit": limit}
+        sets, labels = self._choices(strategies, pool, targets, range(draws), sizes)
         return run_grid(
             self.lm,
             sets,
@@ -414,13 +417,13 @@ class Experiment:
         strategies: Sequence[Strategy | str | Mapping[str, Any]],
         pool: Sequence[str],
         targets: Sequence[str],
-        draws: int,
+        draws: Sequence[int],
         sizes: Mapping[str, Any],
     ) -> tuple[list[Callable[[], CalibrationSet]], list[dict[str, Label]]]:
-        """What every strategy chooses from every pool, to be chosen when its turn comes, and how it is labelled."""
+        """List what every strategy is to choose from every pool, each when its turn comes, and how it is labelled."""
         conditions = [
             {"chooser": chooser, "draw": draw, "target": target}
-            for draw in range(draws)
+            for draw in draws
             for chooser in map(as_strategy, strategies)
             for target in (targets if chooser.needs_target else (None,))
         ]
@@ -461,9 +464,17 @@ def _conditions(
     sources: Sequence[str | Sequence[str]], draws: int | Sequence[int], n_draws: int | None
 ) -> tuple[list[dict[str, Any]], int]:
     """Every source with every draw, and into how many draws a source is divided."""
-    wanted = range(draws) if isinstance(draws, int) else draws
-    divided = n_draws or (draws if isinstance(draws, int) else max(draws) + 1)
+    wanted, divided = _draws(draws, n_draws)
     return [{"source": source, "draw": draw} for source in sources for draw in wanted], divided
+
+
+def _draws(draws: int | Sequence[int], n_draws: int | None) -> tuple[Sequence[int], int]:
+    """Which draws are wanted, of how many. The one after the last is the targets', and must not be asked for."""
+    wanted = range(draws) if isinstance(draws, int) else draws
+    last = max(wanted, default=-1)
+    if n_draws is not None and last >= n_draws:
+        raise SpecError(f"draw {last} was asked for, of {n_draws} draws numbered from 0")
+    return wanted, n_draws or last + 1
 
 
 def _labels(condition: Mapping[str, Any]) -> dict[str, Label]:
