@@ -4,6 +4,7 @@ from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
 from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
 from cola_lib.experiments.harness import harness_cell, harness_key
+from cola_lib.experiments.outside import OutsideRecipe, outside_key, run_outside
 from cola_lib.experiments.runner import (
     CELL_COLUMNS,
     DENSE,
@@ -31,6 +32,7 @@ __all__ = [
     "Experiment",
     "GridResult",
     "Label",
+    "OutsideRecipe",
     "ResultStore",
     "Selection",
     "SpotCheck",
@@ -43,7 +45,9 @@ __all__ = [
     "device_name",
     "harness_cell",
     "harness_key",
+    "outside_key",
     "run_grid",
+    "run_outside",
     "select",
     "selection_key",
 ]

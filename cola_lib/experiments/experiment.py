@@ -15,6 +15,7 @@ from cola_lib.errors import SpecError
 from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suite
 from cola_lib.experiments.cells import Label
 from cola_lib.experiments.features import run_activations
+from cola_lib.experiments.outside import OutsideRecipe, run_outside
 from cola_lib.experiments.runner import GridResult, Tuning, run_grid
 from cola_lib.experiments.selection import Selection, select
 from cola_lib.experiments.store import ResultStore
@@ -408,6 +409,47 @@ class Experiment:
             labels=labels,
             dense=False,
             targets=judges,
+            workspace=self.workspace,
+            progress=progress,
+        )
+
+    def run_outside(
+        self,
+        strategies: Sequence[Strategy | str | Mapping[str, Any]],
+        recipe: OutsideRecipe,
+        pool: Sequence[str],
+        *,
+        python: str | os.PathLike[str],
+        targets: Sequence[str] = (GENERAL,),
+        draws: int = 3,
+        limit: int | None = None,
+        progress: bool = True,
+    ) -> GridResult:
+        """Let llm-compressor compress on what every strategy chooses, and evaluate that like our own.
+
+        Parameters
+        ----------
+        strategies, pool, targets, draws, limit, progress
+            As in :meth:`run_strategies`: the same sets.
+        recipe : OutsideRecipe
+            What the tool does.
+        python : path
+            Interpreter of its environment; needed only for what is not in the store.
+
+        Returns
+        -------
+        GridResult
+        """
+        sizes = {"n_draws": draws, "limit": limit}
+        sets, labels = self._choices(strategies, pool, targets, range(draws), sizes)
+        return run_outside(
+            self.lm,
+            sets,
+            recipe,
+            self.suite,
+            ResultStore(self.store, packed=self.packed),
+            python=python,
+            labels=labels,
             workspace=self.workspace,
             progress=progress,
         )

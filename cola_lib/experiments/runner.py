@@ -258,8 +258,8 @@ def run_grid(
                 bar.update()
     checks = (grid.check(*random.SystemRandom().choice(stored)),) if spot_check and stored else ()
     return GridResult(
-        frame=_stack(result.frame(cell.labels) for cell, result in found),
-        layers=_stack(result.layer_frame(cell.labels) for cell, result in found),
+        frame=stack(result.frame(cell.labels) for cell, result in found),
+        layers=stack(result.layer_frame(cell.labels) for cell, result in found),
         n_read=len(found) - grid.n_computed,
         n_computed=grid.n_computed,
         device=device_name(lm.device),
@@ -311,7 +311,7 @@ class _Grid:
             "label": self._label(spec),
             "calibrated": calibrated,
             "propagate": key.propagate,
-            **(_set_labels(calibration) if calibration else dict.fromkeys(SET_COLUMNS)),
+            **(set_labels(calibration) if calibration else dict.fromkeys(SET_COLUMNS)),
             **(own or {}),
         }
         return _Cell(key, spec, labels)
@@ -424,7 +424,14 @@ def _labelled(
     return list(zip(sets, labels, strict=True))
 
 
-def _set_labels(calibration: CalibrationSet) -> dict[str, Label]:
+def set_labels(calibration: CalibrationSet) -> dict[str, Label]:
+    """Labels that a calibration set has by itself: :data:`SET_COLUMNS`.
+
+    Parameters
+    ----------
+    calibration : CalibrationSet
+        Any.
+    """
     return {
         "source": calibration.name,
         "draw": calibration.draw,
@@ -465,8 +472,14 @@ def _union(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([one, other[~other["cell"].isin(one["cell"].unique())]], ignore_index=True)
 
 
-def _stack(frames: Iterator[pd.DataFrame]) -> pd.DataFrame:
-    """Stack the tables that have rows."""
+def stack(frames: Iterator[pd.DataFrame]) -> pd.DataFrame:
+    """Stack the tables that have rows.
+
+    Parameters
+    ----------
+    frames : iterator of pandas.DataFrame
+        Any.
+    """
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
