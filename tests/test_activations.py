@@ -498,7 +498,7 @@ def test_matrices_that_are_no_gram_matrices_are_refused():
         with pytest.raises(SpecError, match="share must be above 0"):
             subspace_share(gram, gram, share)
     for k in (0, 7):
-        with pytest.raises(SpecError):
+        with pytest.raises(SpecError, match=rf"k is {k}, .* 6 eigenvectors|: {k} eigenvectors of a 6 x 6 matrix"):
             subspace_share(gram, gram, k=k)
     with pytest.raises(SpecError, match="n must be at least 1"):
         eigen_spectrum(gram, 0)

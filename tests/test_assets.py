@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cola_lib import assets
-from cola_lib.errors import AssetError, ColaError, UnknownNameError
+from cola_lib.errors import AssetError, UnknownNameError
 
 SMALL = "exllamav3"  # 4 MB, the smallest of the three wheels
 
@@ -384,5 +384,5 @@ def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
     assert assets.wheel_path(SMALL).is_relative_to(tmp_path / "elsewhere")
     monkeypatch.delenv("COLA_CACHE")
     assert assets.cache_dir().name == "cola-lib"
-    with pytest.raises(ColaError):
+    with pytest.raises(UnknownNameError, match="unknown asset 'nothing'"):
         assets.asset("nothing")

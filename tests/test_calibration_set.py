@@ -197,18 +197,18 @@ def test_sample_without_tokens_is_named():
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    ("options", "error", "message"),
     [
-        (dict(layout="packed"), UnknownNameError),
-        (dict(n_samples=0), SpecError),
-        (dict(seq_len=0), SpecError),
-        (dict(draw=3, n_draws=3), SpecError),
-        (dict(draw=-1), SpecError),
-        (dict(segment_len=1), SpecError),
+        (dict(layout="packed"), UnknownNameError, "unknown layout 'packed'"),
+        (dict(n_samples=0), SpecError, "must be at least 1, and are 0"),
+        (dict(seq_len=0), SpecError, "must be at least 1, and are .* and 0"),
+        (dict(draw=3, n_draws=3), SpecError, "draw 3 is not one of 0 to 2"),
+        (dict(draw=-1), SpecError, "draw -1 is not one of 0 to 0"),
+        (dict(segment_len=1), SpecError, "segment_len must be at least 2"),
     ],
 )
-def test_bad_arguments(options, error):
-    with pytest.raises(error):
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
         build(**options)
 
 
@@ -490,9 +490,16 @@ print(calibration_set(["stories", "gsm8k"], tokenizer, n_samples=5, seq_len=32, 
     assert here.fingerprint == other
 
 
-@pytest.mark.parametrize("sources", [[], ["c4", "c4"], ["c4", "code", "math"]])
-def test_bad_mixtures(sources, smollm2_tokenizer):
-    with pytest.raises(SpecError):
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([], "several different ones, and are: none"),
+        (["c4", "c4"], "several different ones, and are: c4, c4"),
+        (["c4", "code", "math"], "n_samples is 2, fewer than the 3 sources"),
+    ],
+)
+def test_bad_mixtures(sources, message, smollm2_tokenizer):
+    with pytest.raises(SpecError, match=message):
         calibration_set(sources, smollm2_tokenizer, n_samples=2, seq_len=8)
 
 

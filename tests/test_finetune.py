@@ -77,7 +77,15 @@ def test_surprising_tokens_do_not_count():
         finetune(lm, texts, TuneSpec(steps=2, max_perplexity=1.0001), progress=False)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rank": 0}, {"learning_rate": 0.0}, {"max_perplexity": 1.0}])
-def test_what_cannot_be_trained_is_refused(wrong):
-    with pytest.raises(SpecError):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "they are 0, "),
+        ({"rank": 0}, "they are .*, 0, "),
+        ({"learning_rate": 0.0}, "they are .* and 0$"),
+        ({"max_perplexity": 1.0}, "max_perplexity must be above 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(wrong, message):
+    with pytest.raises(SpecError, match=message):
         TuneSpec(**wrong)

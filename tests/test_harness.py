@@ -323,12 +323,13 @@ def test_programs_are_scored_as_the_definitions_say(lm, contained, monkeypatch):
 def test_no_function_that_runs_programs_unguarded_is_imported():
     import sys
 
-    for task in HARNESS_TASKS:
-        if task.code:
-            config = with_sandbox(task, definition(task), CodeScorer(Limits()))
-            assert config["metric_list"][0]["metric"].__module__ == official_module.__name__
-            assert f"lm_eval.tasks.{task.name}.utils" not in sys.modules
-            assert "utils." not in repr(config)
+    tasks = [task for task in HARNESS_TASKS if task.code]
+    assert {task.name for task in tasks} == {"humaneval", "mbpp"}
+    for task in tasks:
+        config = with_sandbox(task, definition(task), CodeScorer(Limits()))
+        assert config["metric_list"][0]["metric"].__module__ == official_module.__name__
+        assert f"lm_eval.tasks.{task.name}.utils" not in sys.modules
+        assert "utils." not in repr(config)
 
 
 def test_every_program_of_an_item_counts(monkeypatch):
@@ -510,6 +511,20 @@ def test_the_same_as_json(checkpoint, tmp_path):
     assert "it/s" in found.stderr
     assert list(printed["missing"]) == ["wikitext"]
     assert {row["metric"] for row in printed["results"]} == {"acc", "perplexity"}
+
+
+def test_the_bars_of_lm_eval_come_back_after_an_error():
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    modules = (model, task, huggingface)
+    theirs = [module.tqdm for module in modules]
+    with pytest.raises(RuntimeError, match="mine"), run_module._bars(False):
+        assert all(module.tqdm(range(3), disable=False).disable for module in modules)
+        raise RuntimeError("mine")
+    assert [module.tqdm for module in modules] == theirs
+    with run_module._bars(True):
+        assert [module.tqdm for module in modules] == theirs
 
 
 @pytest.mark.parametrize(

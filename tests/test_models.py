@@ -69,7 +69,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, folder):
         load_model(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ColaError):
+    with pytest.raises(ColaError, match=r"could not be loaded from"):
         load_model(folder)
 
 
@@ -77,10 +77,13 @@ def test_devices_and_dtypes():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(SpecError, match="not a torch device"):
         resolve_device("gpu0")
-    if not torch.cuda.is_available():
-        with pytest.raises(SpecError, match="sees no CUDA device"):
-            resolve_device("cuda")
     assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     with pytest.raises(UnknownNameError, match="nearest: float32"):
         resolve_dtype("flot32", torch.device("cpu"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match="sees no CUDA device"):
+        resolve_device("cuda")

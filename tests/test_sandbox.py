@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import textwrap
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -431,3 +433,145 @@ def test_two_at_a_time_do_not_share_a_limit(contained):
     for thread in threads:
         thread.join()
     assert len({run.output for run in found}) == 1 and all(run.passed for run in found)
+
+
+# ---------------------------------------------------------------------------------------------
+# an ordinary user
+
+NOBODY = 65534
+ISOLATED = ["unshare", "--user", "--mount", "--net", "--ipc", "--pid", "--fork", "true"]
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root's rights, to become an ordinary user")
+
+ASK = """
+import socket, sys
+secret, trace = sys.argv[1:]
+attacks = {
+    "trivial": "assert 1 + 1 == 2",
+    "file": f"print(open({secret!r}).read())",
+    "write": f"open({trace!r}, 'w')",
+    "socket": "import socket; socket.socket()",
+}
+assert open(secret).read() == "the user's own" and socket.socket()  # where nothing contains it, it may
+for name, program in attacks.items():
+    try:
+        found = run_code(program, allow_code_execution=True)
+        print(name, found.outcome, (found.output.splitlines() or ["-"])[-1])
+    except SandboxError as error:
+        print(name, "refused:", error)
+"""
+
+
+@dataclass(frozen=True)
+class OrdinaryUser:
+    """A user without rights, with a home, and with an interpreter and a sandbox that it may read."""
+
+    home: Path
+    python: Path
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        rights = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        return subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, timeout=120, cwd="/", env=self.environment, **rights
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HOME": str(self.home), "PATH": os.defpath}
+
+    @property
+    def question(self) -> list[str]:
+        """The command that runs the attacks; each line of its output says what came of one."""
+        load = LOAD.replace(repr(sandbox.__file__), repr(str(self.home / "cola_lib" / "evaluate" / "sandbox.py")))
+        load = f"import sys; sys.path.insert(0, {str(self.home)!r})" + load
+        return [str(self.python), "-I", "-S", "-c", load + ASK, str(self.home / "secret"), str(self.home / "it-ran")]
+
+
+@pytest.fixture(scope="module")
+def ordinary_user() -> Iterator[OrdinaryUser]:
+    """The interpreter and the source may lie where only root comes in, so that both are copied."""
+    # Not in /tmp, where the program has its own folder: an interpreter there could not be shown to it.
+    home = Path(tempfile.mkdtemp(prefix="cola-test-", dir="/var/tmp"))
+    try:
+        sources = Path(sandbox.__file__).parents[1]
+        for name in ("__init__.py", "errors.py", "evaluate/__init__.py", "evaluate/sandbox.py", "evaluate/jail.py"):
+            copy = home / "cola_lib" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # The packages' own imports take long and need other libraries; these modules need none.
+            copy.write_text("" if copy.name == "__init__.py" else (sources / name).read_text(encoding="utf-8"))
+        (home / "secret").write_text("the user's own")
+        user = OrdinaryUser(home, Path(sandbox._interpreter()))
+        give_away(home)
+        if cannot_start(user):
+            user = replace(user, python=copied_interpreter(home / "python"))
+            give_away(home)
+            if problem := cannot_start(user):
+                pytest.skip(f"an ordinary user cannot start this interpreter, nor a copy of it: {problem}")
+        (home / "secret").chmod(0o600)
+        yield user
+    finally:
+        shutil.rmtree(home)
+
+
+def give_away(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def cannot_start(user: OrdinaryUser) -> str:
+    """Why the user cannot run its interpreter; nothing if it can."""
+    try:
+        done = user.run(user.python, "-I", "-S", "-c", "import json, sysconfig")
+    except OSError as error:
+        return str(error)
+    return done.stderr if done.returncode else ""
+
+
+def copied_interpreter(folder: Path) -> Path:
+    """An interpreter with its standard library, where everybody may read it."""
+    stdlib = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix}))
+    python = folder / "bin" / Path(sandbox._interpreter()).name
+    python.parent.mkdir(parents=True)
+    shutil.copy2(sandbox._interpreter(), python)
+    for shared in Path(sys.base_prefix, "lib").glob("libpython*.so*"):
+        (folder / "lib").mkdir(exist_ok=True)
+        shutil.copy2(shared, folder / "lib")
+    unneeded = shutil.ignore_patterns("site-packages", "test", "tests", "idlelib", "ensurepip", "__pycache__")
+    shutil.copytree(stdlib, folder / stdlib.relative_to(sys.base_prefix), ignore=unneeded)
+    return python
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], user: OrdinaryUser) -> None:
+    answers = done.stdout.splitlines()
+    assert len(answers) == 4, done.stderr
+    for answer in answers:
+        assert "refused: generated code cannot be contained here, so it was not run: unshare with a user" in answer
+        assert "kernel.unprivileged_userns_clone" in answer
+    assert not (user.home / "it-ran").exists()
+
+
+@as_root
+def test_an_ordinary_user_is_shut_in_too_or_refused(ordinary_user):
+    """Where the kernel gives an ordinary user namespaces the programs run and reach nothing; elsewhere none runs."""
+    done = ordinary_user.run(*ordinary_user.question)
+    if ordinary_user.run(*ISOLATED).returncode:
+        assert_refused(done, ordinary_user)
+        pytest.skip("here an ordinary user gets no namespaces: every program was refused, as it should be")
+    trivial, file, write, connection = done.stdout.splitlines()
+    assert trivial == "trivial passed -", done.stderr
+    assert file.startswith("file failed FileNotFoundError")
+    assert write.startswith("write failed") and not (ordinary_user.home / "it-ran").exists()
+    assert connection.startswith("socket failed PermissionError")
+
+
+@as_root
+def test_an_ordinary_user_without_namespaces_is_refused(ordinary_user, open_folder):
+    """In a root of its own that is no root of a mount namespace, the kernel gives nobody a user namespace."""
+    for command in (["unshare", "--mount", "true"], ["setpriv", "--version"], ["chroot", "--version"]):
+        if not shutil.which(command[0]) or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip(f"takes {' '.join(command)}, which does not work here")
+    enter = 'mount --rbind / "$0" && exec chroot "$0" setpriv --reuid "$1" --regid "$1" --clear-groups "${@:2}"'
+    command = ["unshare", "--mount", "bash", "-c", enter, str(open_folder), str(NOBODY), *ordinary_user.question]
+    environment = ordinary_user.environment | {"PATH": os.environ["PATH"]}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert_refused(done, ordinary_user)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -148,11 +148,7 @@ def difference_table(
         If no condition has a baseline, or ``baseline`` names a column that is not in ``by``.
     """
     options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
-    rows = [
-        {**name, **_fields(difference(one, other, score, rng=rng_of(seed, name), **options))}
-        for name, one, other in _against(frame, baseline, by, score)
-    ]
-    return pd.DataFrame(rows)
+    return _compared(difference, frame, baseline, by, score, seed, **options)
 
 
 def gain_table(
@@ -161,20 +157,19 @@ def gain_table(
     *,
     by: Sequence[str] = BY,
     score: str = "bits_per_byte",
-    draws: Draws = "independent",
     seed: int = 0,
-    n_boot: int = 2000,
-    level: float = 0.95,
-    interval: Interval = "t",
+    **options: Any,
 ) -> pd.DataFrame:
     """Gain of each condition over a baseline that shares its other labels, as a share of the baseline's score.
 
     Parameters
     ----------
-    frame, baseline, by, draws, seed, n_boot, level, interval
+    frame, baseline, by, seed
         As in :func:`difference_table`.
     score : str
         A score of which less is better.
+    **options
+        ``draws``, ``n_boot``, ``level`` and ``interval`` of :func:`difference_table`.
 
     Returns
     -------
@@ -187,12 +182,24 @@ def gain_table(
     DataError
         As in :func:`difference_table`, and as in :func:`cola_lib.analysis.bootstrap.ratio`.
     """
-    options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
-    rows = []
-    for name, one, other in _against(frame, baseline, by, score):
-        found = _fields(ratio(one, other, score, rng=rng_of(seed, name), **options))
-        turned = {"value": 1 - found["value"], "low": 1 - found["high"], "high": 1 - found["low"]}
-        rows.append({**name, **found, **turned})
+    table = _compared(ratio, frame, baseline, by, score, seed, **options)
+    return table.assign(value=1 - table["value"], low=1 - table["high"], high=1 - table["low"])
+
+
+def _compared(
+    measure: Callable[..., Estimate],
+    frame: pd.DataFrame,
+    baseline: Mapping[str, Any],
+    by: Sequence[str],
+    score: str,
+    seed: int,
+    **options: Any,
+) -> pd.DataFrame:
+    """Measure each condition against its baseline."""
+    rows = [
+        {**name, **_fields(measure(one, other, score, rng=rng_of(seed, name), **options))}
+        for name, one, other in _against(frame, baseline, by, score)
+    ]
     return pd.DataFrame(rows)
 
 

