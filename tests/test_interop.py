@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cola_lib.calibration import calibration_set
+from cola_lib.compress import compress, method_spec, restored
 from cola_lib.curation import for_gptqmodel, for_llmcompressor, read_dataset, write_dataset
 from cola_lib.curation.dataset import curated
+from cola_lib.experiments import OutsideRecipe
+from cola_lib.experiments.outside import run_llmcompressor
+from cola_lib.models import load_model
+from cola_lib.statistics import collect_statistics
 from tests.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1500)]
@@ -95,3 +101,33 @@ def test_gptqmodel_sees_our_rows_in_our_order(checkpoint, folder, tmp_path):
     with torch.no_grad():
         dense = AutoModelForCausalLM.from_pretrained(checkpoint)(rows.input_ids[:2]).logits[:, -1]
     assert (by_tool(found) - dense).norm() / dense.norm() < 0.5
+
+
+def test_llmcompressor_rounds_as_well_on_our_set_as_we_do(checkpoint, folder, tmp_path):
+    """Two GPTQs on one set: layer by layer of the first block, which both read through untouched layers."""
+    lm, rows = load_model(checkpoint, device="cpu"), read_dataset(folder).rows
+    statistics = collect_statistics(lm, rows, progress=False)
+    block, prefix = lm.blocks[0], lm.block_name(0)
+    before = {layer: block.get_submodule(layer).weight.clone() for layer in lm.architecture.layers}
+    recipe = OutsideRecipe(bits=3, group_size=32, symmetric=False, act_order=True, damp=0.01)
+    (tmp_path / "model").symlink_to(checkpoint)
+    (tmp_path / "set").symlink_to(folder)
+    run_llmcompressor(ROOT / ".venv-interop" / "llmcompressor" / "bin" / "python", tmp_path, recipe)
+    theirs = load_file(tmp_path / "out" / "model.safetensors")
+    spec = method_spec("gptq", bits=3, group_size=32, act_order=True, static_groups=True)
+    for name, options in (("ours", spec), ("nearest", method_spec("rtn", bits=3, group_size=32))):
+        with restored(lm):
+            report = compress(lm, options, statistics=statistics if options.calibrated else None, progress=False)
+            if name == "ours":
+                ours = {r.layer: r.output_error for r in report.layers}
+            else:
+                nearest = {layer: block.get_submodule(layer).weight.clone() for layer in before}
+    for group in lm.architecture.groups:
+        stats = statistics[0, group.name]
+        for layer in group.layers:
+            name, W = f"{prefix}.{layer}", before[layer]
+            error = stats.output_energy(theirs[f"{name}.weight"] - W) / stats.output_energy(W)
+            by_rtn = stats.output_energy(nearest[layer] - W) / stats.output_energy(W)
+            values = theirs[f"{name}.weight"].reshape(len(W), -1)
+            assert max(len(row.unique()) for row in values) < W.shape[1], name  # it did round
+            assert ours[name] < by_rtn and ours[name] < 1.1 * error, (name, ours[name], error, by_rtn)

@@ -46,7 +46,8 @@ class OutsideRecipe:
     symmetric : bool
         Zero point fixed in the middle.
     act_order : bool
-        Columns by falling Hessian diagonal (``actorder="group"``).
+        Columns by falling Hessian diagonal, groups of neighbours (``actorder="weight"``, the only order that the tool
+        has left; ``static_groups`` of our own).
     damp : float
         Share of the mean diagonal that is added to the Hessian's diagonal.
     version : str
@@ -191,7 +192,7 @@ def _compute(
         lm.model.save_pretrained(base / "model")
         lm.tokenizer.save_pretrained(base / "model")
         write_dataset(curated(rows, lm.tokenizer, {"strategy": rows.name, "options": {}}), base / "set")
-        _run(python, base, recipe)
+        run_llmcompressor(python, base, recipe)
         theirs = load_model(base / "out", device=str(lm.device), dtype=lm.dtype)
         scores = evaluate(theirs, suite, reference=reference, progress=False)
     return CellResult(
@@ -205,7 +206,23 @@ def _compute(
     )
 
 
-def _run(python: Path, base: Path, recipe: OutsideRecipe) -> None:
+def run_llmcompressor(python: Path, base: Path, recipe: OutsideRecipe) -> None:
+    """Compress the checkpoint in ``model`` on the dataset in ``set``, and write the result to ``out``.
+
+    Parameters
+    ----------
+    python : Path
+        Interpreter of the tool's environment.
+    base : Path
+        Folder that has, and gets, these three.
+    recipe : OutsideRecipe
+        What the tool does.
+
+    Raises
+    ------
+    ColaError
+        If the tool fails; with the end of what it said.
+    """
     command = [python.absolute(), SCRIPT, base / "model", base / "set", base / "out", json.dumps(asdict(recipe))]
     # What this process imports from must not come first in the other environment.
     environment = os.environ | {

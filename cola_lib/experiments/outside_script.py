@@ -43,7 +43,7 @@ def main(checkpoint: str, folder: str, out: str, recipe_text: str) -> None:
         "group_size": recipe["group_size"],
     }
     if recipe["act_order"]:
-        weights["actorder"] = "group"
+        weights["actorder"] = "weight"
     oneshot(
         model=model,
         recipe=GPTQModifier(
