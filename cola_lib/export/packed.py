@@ -1,12 +1,13 @@
 """Quantized models in the formats of compressed-tensors, which transformers and vLLM read.
 
-``pack-quantized`` is for weights that multiply activations as they are. ``int-quantized`` is for 8-bit weights whose
-activations are rounded to 8 bits too: for each quantized layer ``weight`` (signed bytes) and ``weight_scale``
-(d_out, 1), and ``input_scale`` where the range of the activations is fixed. Of ``pack-quantized``:
+Beside an ordinary checkpoint's files: in ``config.json`` a ``quantization_config`` that says how to read them, and for
+each quantized layer
 
-Beside an ordinary checkpoint's files, for each quantized layer: ``weight_packed`` (codes of each row in 32-bit words),
-``weight_scale`` (d_out, n_groups), ``weight_zero_point`` (packed down the rows; asymmetric layers only) and
-``weight_shape``; and in ``config.json`` a ``quantization_config`` that says how to read them.
+- ``pack-quantized``, where activations stay as they are: ``weight_packed`` (codes of each row in 32-bit words),
+  ``weight_scale`` (d_out, n_groups), ``weight_zero_point`` (packed down the rows; asymmetric layers only) and
+  ``weight_shape``;
+- ``int-quantized``, where they are rounded to 8 bits as the weights are: ``weight`` (signed bytes), ``weight_scale``
+  (d_out, 1), and ``input_scale`` if their range is fixed.
 
 References
 ----------
