@@ -98,6 +98,18 @@ def smoothquant(
     ------
     DataError
         If the statistics hold no maxima.
+
+    Notes
+    -----
+    The reference smooths inputs that follow a norm, which takes up the scale. Here, unless ``spec.smooth`` is
+    ``"norms"``, the inputs of the output and down projections are smoothed too, and the value and up projections take
+    up their scales, as AWQ's do: the loudest channels of a gated MLP are what its down projection reads. Scales are
+    found from the weights as they were, and divide the rows of a producer after it was rounded, which moves no code.
+    As in the reference by default, what attention multiplies with each other is not rounded.
+
+    References
+    ----------
+    Xiao et al., arXiv 2211.10438; ``smooth.py`` and ``fake_quant.py`` of mit-han-lab/smoothquant.
     """
     rounded, scale = smoothquant_on_grid(weights, stats, spec, layer=layer, scalable=scalable, rows=rows)
     return [each.values for each in rounded], scale
