@@ -139,7 +139,7 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
     NumericsError
         If the loss is no number.
     SpecError
-        If no token counts.
+        If no token counts, or the model rounds its activations, which has no gradient.
 
     Notes
     -----
@@ -150,6 +150,11 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
+    if lm.input_rounding:
+        raise SpecError(
+            f"{len(lm.input_rounding)} layers of {lm.name} round their inputs, which has no gradient to train by; "
+            "leave act_bits out, or do not train the model further"
+        )
     labels = labels_of(lm, rows, spec.max_perplexity)
     predicted = int((rows.attention_mask.sum(1) - 1).sum())
     counted = int((labels != IGNORED).sum())

@@ -24,6 +24,8 @@ REVISIONS: dict[str, int] = {
     "sparsegpt": 1,
     "gptq": 1,
     "awq": 1,
+    "smoothquant": 1,
+    "input_rounding": 1,
     "joint_lowrank": 1,
     "finetune": 1,
     # what is measured afterwards

@@ -233,3 +233,24 @@ def _clip(W: Tensor, X: Tensor, bits: int, group_size: int, symmetric: bool) -> 
                 best, least = candidate, loss
         out[i, start : start + size] = best
     return out
+
+
+def smoothquant_scale(weights: list[Tensor], X: Tensor, alpha: float, rows: list[int] | None = None) -> Tensor:
+    """Channel by channel; channels that share a row are one channel with the largest of their maxima."""
+    W, X = torch.cat(weights).double(), X.double()
+    scale = []
+    for j in range(X.shape[1]):
+        tied = [j] if rows is None else [c for c, other in enumerate(rows) if other == rows[j]]
+        x = max(float(X[t, c].abs()) for t in range(X.shape[0]) for c in tied)
+        w = max(float(W[i, c].abs()) for i in range(W.shape[0]) for c in tied)
+        scale.append(max(x**alpha / max(w, 1e-5) ** (1 - alpha), 1e-5) if x > 0 else 1.0)
+    return torch.tensor(scale, dtype=torch.float64)
+
+
+def round_tokens(X: Tensor, bits: int, step: float | None = None) -> Tensor:
+    out, most = X.double().clone(), 2 ** (bits - 1) - 1
+    for t in range(X.shape[0]):
+        own = max(float(value.abs()) for value in X[t]) / most if step is None else step
+        for j in range(X.shape[1]):
+            out[t, j] = 0 if own == 0 else min(max(round(float(X[t, j]) / own), -most - 1), most) * own
+    return out

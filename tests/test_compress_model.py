@@ -36,6 +36,7 @@ STRENGTH = {
     "rtn": {"bits": 4, "group_size": 16},
     "gptq": {"bits": 4, "group_size": 16},
     "awq": {"bits": 4, "group_size": 16, "n_grid": 5},
+    "smoothquant": {"bits": 4, "group_size": 16},
     "joint_lowrank": {"keep": 0.5},
 }
 
@@ -116,7 +117,7 @@ def test_sparsity_zero_is_the_identity(method):
         torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq", "smoothquant"])
 def test_original_propagation_is_compression_from_statistics(method):
     spec = method_spec(method, **STRENGTH[method])
     a, b, c = (tiny_language_model() for _ in range(3))
@@ -130,7 +131,7 @@ def test_original_propagation_is_compression_from_statistics(method):
     assert compressed.layers[-1].output_error != last.output_error
 
 
-@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq", "smoothquant"])
 def test_padding_changes_no_weight(method):
     spec = method_spec(method, **STRENGTH[method])
     a, b = tiny_language_model(), tiny_language_model()

@@ -32,6 +32,17 @@ def test_a_packed_checkpoint_computes_what_the_dense_one_does(compress, checkpoi
     assert "% of theirs" in shown.stdout and "note: vLLM's Marlin kernels" in shown.stderr
 
 
+def test_rounded_activations_are_in_the_file(compress, tmp_path):
+    calibration = ("--source", "c4", "--n-samples", 4, "--seq-len", 32)
+    result = compress("--method", "smoothquant", "--alpha", 0.6, *calibration, "--save-as", "compressed-tensors")
+    assert result.exit_code == 0, result.output
+    assert "smoothquant W8A8: 21 layers, 8 bits, activations 8, " in result.stdout
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    activations = config["config_groups"]["group_0"]["input_activations"]
+    assert config["format"] == "int-quantized" and (activations["num_bits"], activations["dynamic"]) == (8, True)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["spec"]["alpha"] == 0.6
+
+
 def test_a_pruned_checkpoint_has_a_report_of_its_zeros(compress, tmp_path):
     result = compress("--method", "magnitude", "--pattern", "2:4")
     assert result.exit_code == 0, result.output
@@ -43,6 +54,7 @@ def test_a_pruned_checkpoint_has_a_report_of_its_zeros(compress, tmp_path):
     [
         (("--method", "wanda"), "wanda makes no integers to pack"),
         (("--method", "gptq", "--act-order"), "add static_groups"),
+        (("--method", "smoothquant", "--bits", 4), "smoothquant W4A8 cannot be written"),
         (("--method", "rtn", "--static-groups"), "--static-groups says nothing to rtn"),
     ],
 )

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cola_lib.calibration import CalibrationSet
 from cola_lib.errors import DataError, NumericsError, UnknownNameError
@@ -64,6 +66,7 @@ def test_statistics_equal_those_of_plain_forward_passes(model_type, lengths):
         assert stats.n_tokens == sum(lengths) == X.shape[0]
         torch.testing.assert_close(stats.gram.double(), X.T @ X, rtol=2e-4, atol=2e-4)
         torch.testing.assert_close(stats.abs_sum.double(), X.abs().sum(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stats.abs_max.double(), X.abs().amax(0), rtol=1e-4, atol=1e-4)
 
 
 def test_every_linear_layer_of_a_block_is_in_the_table():
@@ -80,6 +83,7 @@ def test_what_padding_holds_changes_nothing():
     noisy = collect_statistics(lm, with_padding(calibration, 55), progress=False)
     for key in clean:
         torch.testing.assert_close(noisy[key].gram, clean[key].gram)
+        torch.testing.assert_close(noisy[key].abs_max, clean[key].abs_max)
 
 
 @pytest.mark.parametrize("propagate", ["original", "compressed"])
@@ -128,6 +132,9 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole(tmp_path):
         torch.testing.assert_close(doubled[key].gram, 2 * total[key].gram)
         assert total[key].n_tokens == expected[key].n_tokens == 72 and doubled[key].n_tokens == 144
         assert torch.equal(loaded[key].gram, total[key].gram) and loaded[key].n_tokens == 72
+        torch.testing.assert_close(total[key].abs_max, expected[key].abs_max, rtol=1e-4, atol=1e-5)
+        assert torch.equal(doubled[key].abs_max, total[key].abs_max)
+        assert torch.equal(loaded[key].abs_max, total[key].abs_max)
 
 
 def test_statistics_of_two_models_do_not_add():
@@ -251,5 +258,51 @@ def test_weights_of_rows_weigh_their_statistics():
     for key, stats in weighted.items():
         torch.testing.assert_close(stats.gram, expected[key].gram, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(stats.abs_sum, expected[key].abs_sum, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stats.abs_max, expected[key].abs_max, rtol=1e-4, atol=1e-4)
         assert stats.n_tokens == pytest.approx(expected[key].n_tokens)
     assert weighted.n_tokens == pytest.approx(0.5 * 12 + 2 * 3 + 8 + 3 * 12 + 0.25 * 12)
+
+
+# ---------------------------------------------------------------------------------------- the largest magnitudes
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n_tokens=st.integers(1, 20),
+    cut=st.integers(0, 20),
+    seed=st.integers(0, 99),
+    factors=st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)),
+)
+def test_maxima_add_as_maxima_whatever_the_weights_and_the_parts(n_tokens, cut, seed, factors):
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(n_tokens, 5, generator=g)
+    weights = torch.rand(n_tokens, generator=g) * (torch.rand(n_tokens, generator=g) < 0.7)
+    parts = []
+    for start, stop in ((0, min(cut, n_tokens)), (min(cut, n_tokens), n_tokens)):  # one of them may be empty
+        stats = InputStatistics.empty(5)
+        stats.update(X[start:stop], weights[start:stop])
+        parts.append(stats)
+    counted = X[weights > 0]
+    expected = counted.abs().amax(0) if len(counted) else torch.zeros(5)
+    assert torch.equal((factors[0] * parts[0] + parts[1] * factors[1]).abs_max, expected)
+    assert torch.equal((parts[0] + parts[1]).channel_max("layer"), expected)
+    nothing = parts[0] * 0
+    assert torch.equal(nothing.abs_max, torch.zeros(5)) and nothing.n_tokens == 0
+
+
+def test_a_file_from_before_there_were_maxima_has_none_and_says_so(tmp_path):
+    lm = tiny_language_model()
+    statistics = collect_statistics(lm, rows(), progress=False)
+    old = LayerStatistics(
+        {key: InputStatistics(each.gram, each.abs_sum, each.n_tokens) for key, each in statistics.items()},
+        statistics.model,
+        statistics.calibration,
+    )
+    old.save(tmp_path / "old.safetensors")
+    loaded = LayerStatistics.load(tmp_path / "old.safetensors")
+    for unknown in (loaded, loaded + statistics, statistics + loaded, 2 * loaded, statistics * -1.0):
+        assert all(each.abs_max is None for each in unknown.values())
+    with pytest.raises(DataError, match=r"model\.x: these statistics do not hold .* collect them again"):
+        loaded[0, "attn_in"].channel_max("model.x")
+    loaded[0, "attn_in"].update(torch.ones(1, 32))
+    assert loaded[0, "attn_in"].abs_max is None  # what came before is still not known

@@ -32,8 +32,9 @@ LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
 PRUNING = ("sparsity", "pattern")
-QUANTIZING = ("bits", "group_size", "symmetric")
-ORDERING = ("act_order", "static_groups")
+QUANTIZING = ("bits", "group_size", "symmetric", "act_bits", "act_strategy")
+OWN = {"gptq": ("act_order", "static_groups"), "smoothquant": ("alpha", "smooth")}
+"""Options of one quantizer only."""
 FACTORIZING = ("keep",)
 SAVED = ("dense", "compressed-tensors")
 
@@ -86,7 +87,8 @@ def compress(
     method: Annotated[
         str,
         method_option(
-            help="magnitude, wanda, ria or sparsegpt prune; rtn, gptq or awq quantize; joint_lowrank factorizes.",
+            help="magnitude, wanda, ria or sparsegpt prune; rtn, gptq or awq quantize weights, and smoothquant "
+            "activations too; joint_lowrank factorizes.",
             metavar="NAME",
         ),
     ],
@@ -100,14 +102,19 @@ def compress(
         ),
     ] = None,
     bits: Annotated[
-        int | None, method_option(help="Quantization: bits of a weight, 2 to 8.", show_default="4", metavar="N")
+        int | None,
+        method_option(
+            help="Quantization: bits of a weight, 2 to 8.",
+            show_default="4; smoothquant: 8",
+            metavar="N",
+        ),
     ] = None,
     group_size: Annotated[
         str | None,
         method_option(
             help="Quantization: neighbouring inputs that share a scale. -1 takes whole rows, auto the largest "
             "number up to 128 that divides all widths of the model.",
-            show_default="auto",
+            show_default="auto; smoothquant: -1",
             metavar="N",
         ),
     ] = None,
@@ -116,7 +123,40 @@ def compress(
         method_option(
             "--symmetric/--asymmetric",
             help="Quantization: fix the zero point in the middle, or fit it.",
-            show_default="asymmetric",
+            show_default="asymmetric; smoothquant: symmetric",
+        ),
+    ] = None,
+    act_bits: Annotated[
+        int | None,
+        method_option(
+            help="Quantization: bits of an activation, 2 to 8; left out, activations stay as they are.",
+            show_default="none; smoothquant: 8",
+            metavar="N",
+        ),
+    ] = None,
+    act_strategy: Annotated[
+        str | None,
+        method_option(
+            help="With --act-bits: token (a range for each token, as it comes) or tensor (one for each layer, from the "
+            "calibration text).",
+            show_default="token",
+            metavar="NAME",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        method_option(
+            help="smoothquant: how much of the activations' outliers the weights take over, 0 to 1.",
+            show_default="0.5",
+            metavar="SHARE",
+        ),
+    ] = None,
+    smooth: Annotated[
+        str | None,
+        method_option(
+            help="smoothquant: smooth all inputs that can be, or those only that follow norms.",
+            show_default="all",
+            metavar="NAME",
         ),
     ] = None,
     act_order: Annotated[
@@ -159,7 +199,8 @@ def compress(
 
     Pruning sets weights to zero, quantization rounds them to a grid; the checkpoint holds ordinary weights
     either way, so it is as large as before and shows what compression does to the model's answers. With
-    --save-as compressed-tensors a quantized model is stored as the integers that it consists of.
+    --save-as compressed-tensors a quantized model is stored as the integers that it consists of; one that rounds its
+    activations too can be stored in no other way.
 
     Prune half of the weights, calibrated on web text:
 
@@ -175,6 +216,11 @@ def compress(
 
         cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method gptq \
             --group-size 64 --symmetric --save-as compressed-tensors --out packed
+
+    Quantize weights and activations to 8 bits:
+
+        cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method smoothquant \
+            --alpha 0.5 --save-as compressed-tensors --out w8a8
     """
     check_name("save-as", save_as, SAVED)
     check_name("layout", layout, LAYOUTS)
@@ -186,6 +232,10 @@ def compress(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "act_bits": act_bits,
+        "act_strategy": act_strategy,
+        "alpha": alpha,
+        "smooth": smooth,
         "act_order": act_order or None,
         "static_groups": static_groups or None,
         "keep": keep,
@@ -197,6 +247,11 @@ def compress(
     packed = save_as == "compressed-tensors"
     if packed:
         export.check_exportable(spec)
+    elif getattr(spec, "act_bits", None) is not None:
+        raise SpecError(
+            f"{spec.label} rounds activations when the model runs, and a dense checkpoint cannot say so; give "
+            "--save-as compressed-tensors, or round the weights alone"
+        )
     elif save_dtype is not None:
         raise SpecError("--save-dtype says nothing without --save-as compressed-tensors; --dtype is that of the model")
     check_output(out, overwrite=overwrite)
@@ -232,7 +287,7 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
     from cola_lib.compress import FACTORIZERS, METHODS, PRUNERS, method_spec
 
     check_name("method", method, METHODS)
-    does, allowed = "quantizes", (*QUANTIZING, *(ORDERING if method == "gptq" else ()))
+    does, allowed = "quantizes", (*QUANTIZING, *OWN.get(method, ()))
     if method in PRUNERS:
         does, allowed = "prunes", PRUNING
     elif method in FACTORIZERS:
@@ -243,6 +298,8 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
             raise SpecError(f"--{name.replace('_', '-')} says nothing to {method}, which {does}; it takes {options}")
     if {"sparsity", "pattern"} <= set(given):
         raise SpecError("--sparsity and --pattern are two ways to say how much to prune; give one")
+    if "act_strategy" in given and "act_bits" not in given and method != "smoothquant":
+        raise SpecError(f"--act-strategy says nothing to {method} without --act-bits")
     if "group_size" in given:
         given["group_size"] = _group_size(given["group_size"])
     return method_spec(method, **given)
@@ -289,6 +346,8 @@ def _show_report(report: CompressionReport, written: Export | None, out: Path, a
         return
     done = facts["spec"]
     amount = f"{done['bits']} bits" if "bits" in done else f"{report.sparsity:.1%} zeros"
+    if done.get("act_bits") is not None:
+        amount += f", activations {done['act_bits']}"
     if "keep" in done:
         amount = f"{done['keep']:.1%} of the parameters of queries, keys, gates and ups"
     typer.echo(f"{report.spec.label}: {len(report.layers)} layers, {amount}, {report.seconds:.0f} s")

@@ -3,13 +3,14 @@
 from cola_lib.compress.api import CompressionReport, compress, restored, settle
 from cola_lib.compress.awq import awq, awq_clip, awq_scale
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
-from cola_lib.compress.checkpoint import check_output, checkpoint_folder, save_checkpoint, write_report
+from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
 from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn
+from cola_lib.compress.smoothquant import rounding_of, smoothquant, smoothquant_scale
 from cola_lib.compress.sparsegpt import sparsegpt
 from cola_lib.compress.specs import (
     FACTORIZERS,
@@ -19,6 +20,7 @@ from cola_lib.compress.specs import (
     LowRankSpec,
     PruneSpec,
     QuantSpec,
+    SmoothQuantSpec,
     Spec,
     method_spec,
 )
@@ -37,10 +39,12 @@ __all__ = [
     "PruneSpec",
     "QuantSpec",
     "QuantizedWeight",
+    "SmoothQuantSpec",
     "Spec",
     "awq",
     "awq_clip",
     "awq_scale",
+    "check_dense",
     "check_output",
     "checkpoint_folder",
     "compress",
@@ -51,9 +55,12 @@ __all__ = [
     "method_spec",
     "restored",
     "ria",
+    "rounding_of",
     "rtn",
     "save_checkpoint",
     "settle",
+    "smoothquant",
+    "smoothquant_scale",
     "sparsegpt",
     "wanda",
     "write_report",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cola_lib.compress.block import LayerReport, compress_block
+from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.quantized import QuantizedWeight
 from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
 from cola_lib.errors import SpecError
@@ -90,7 +90,7 @@ class CompressionReport:
         plain["spec"] = {k: v for k, v in dataclasses.asdict(self.spec).items()}
         plain["label"] = self.spec.label
         plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
-        plain["revisions"] = revisions("walk", "tokenize", self.spec.method)
+        plain["revisions"] = revisions("walk", "tokenize", *self.spec.key()["revisions"])
         return plain
 
 
@@ -106,35 +106,48 @@ def _point(lm: LanguageModel, pointers: dict[str, Tensor]) -> None:
 
 @contextmanager
 def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
-    """Put a model's weights back when the block of code is left, however it is left.
+    """Put a model's weights back, and how it rounds activations, when the block of code is left, however it is left.
 
     Parameters
     ----------
     lm : LanguageModel
         The originals are kept, not copied, while the block runs.
     """
-    pointers, known = _pointers(lm), lm.fingerprint
+    put_back = _as_it_is(lm)
     try:
         yield lm
     finally:
-        _point(lm, pointers)
-        lm.weights_changed(known)
+        put_back()
 
 
 @contextmanager
 def _unchanged_on_error(lm: LanguageModel) -> Iterator[None]:
-    pointers, known = _pointers(lm), lm.fingerprint
+    put_back = _as_it_is(lm)
     try:
         yield
     except BaseException:
-        _point(lm, pointers)
-        lm.weights_changed(known)
+        put_back()
         raise
 
 
-def _apply(block: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        block.get_parameter(name).data = value
+def _as_it_is(lm: LanguageModel) -> Callable[[], None]:
+    """Remember a model, and return what makes it so again."""
+    pointers, rounding, known = _pointers(lm), lm.input_rounding, lm.fingerprint
+
+    def put_back() -> None:
+        _point(lm, pointers)
+        lm.round_inputs(rounding)
+        lm.weights_changed(known)
+
+    return put_back
+
+
+def _apply(lm: LanguageModel, block: nn.Module, name: str, update: BlockUpdate) -> None:
+    for parameter, value in update.values.items():
+        block.get_parameter(parameter).data = value
+    if update.rounding:
+        added = {f"{name}.{layer}": rounding for layer, rounding in update.rounding.items()}
+        lm.round_inputs(lm.input_rounding | added)
 
 
 def settle(lm: LanguageModel, spec: Spec) -> Spec:
@@ -234,7 +247,8 @@ def compress(
     Parameters
     ----------
     lm : LanguageModel
-        Its weights are replaced. After an error it is as it was.
+        Its weights are replaced, and where the specification says so its linear layers round their inputs from then
+        on: see :meth:`~cola_lib.models.LanguageModel.round_inputs`. After an error it is as it was.
     spec : PruneSpec, QuantSpec or LowRankSpec
         What to do, from :func:`~cola_lib.compress.method_spec`.
     calibration : CalibrationSet, optional
@@ -280,7 +294,7 @@ def compress(
             update = compress_block(
                 block, name, stats, spec, lm.architecture, lm.model.config, on_targets, keep_codes=keep_codes
             )
-            _apply(block, update.values)
+            _apply(lm, block, name, update)
             reports += update.reports
             quantized |= {f"{name}.{layer}": codes for layer, codes in update.quantized.items()}
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))

@@ -18,11 +18,12 @@ from cola_lib.compress.magnitude import magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
 from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn_on_grid
+from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
 from cola_lib.compress.sparsegpt import sparsegpt
-from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, Spec
+from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec
 from cola_lib.compress.wanda import wanda
 from cola_lib.errors import NumericsError
-from cola_lib.models import Architecture, InputGroup, Producer
+from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
 from cola_lib.statistics import InputStatistics
 
 
@@ -38,7 +39,8 @@ class LayerReport:
         Shape of the weight.
     output_error : float or None
         tr(ΔW·XᵀX·ΔWᵀ) / tr(W·XᵀX·Wᵀ): the share of the output's energy on the calibration tokens that is
-        lost. ``None`` without statistics.
+        lost. ``None`` without statistics. It is that of the weights alone: what rounding of activations adds is not in
+        it.
     weight_error : float
         ‖ΔW‖² / ‖W‖².
     sparsity : float
@@ -74,11 +76,15 @@ class BlockUpdate:
         One per linear layer.
     quantized : dict of str to QuantizedWeight
         By the layer's name relative to the block, where the codes were to be kept.
+    rounding : dict of str to InputRounding
+        By the layer's name relative to the block: how it rounds its input from now on. Empty where activations stay
+        as they are.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    rounding: dict[str, InputRounding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,23 @@ def _awq(problem: Problem, spec: QuantSpec) -> Solution:
     return _on_grid(rounded, scale)
 
 
+AFTER_NORM = ("attn_in", "mlp_in")
+"""Inputs whose producer, where there is one, is a norm."""
+
+
+def _smoothquant(problem: Problem, spec: SmoothQuantSpec) -> Solution:
+    producer = problem.group.producer
+    rounded, scale = smoothquant_on_grid(
+        problem.weights,
+        problem.stats,
+        spec,
+        layer=problem.layers[0],
+        scalable=producer is not None and (spec.smooth == "all" or problem.group.name in AFTER_NORM),
+        rows=producer.rows(problem.config) if producer and producer.rows else None,
+    )
+    return _on_grid(rounded, scale)
+
+
 def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
     weights = list(problem.weights)
     joined = [i for i, layer in enumerate(problem.group.layers) if layer in problem.group.joined]
@@ -185,6 +208,7 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "sparsegpt": _sparsegpt,
     "gptq": _gptq,
     "awq": _awq,
+    "smoothquant": _smoothquant,
     "joint_lowrank": _joint_lowrank,
 }
 
@@ -315,10 +339,12 @@ def compress_block(
     Returns
     -------
     BlockUpdate
-        New values for the linear layers, and for what a scale was folded into.
+        New values for the linear layers, and for what a scale was folded into; and how activations are rounded.
 
     Raises
     ------
+    DataError
+        If the method reads the largest magnitudes of channels, and the statistics do not hold them.
     NumericsError
         If a weight is not finite, or a Hessian is singular; the message names the layer.
     """
@@ -344,6 +370,8 @@ def compress_block(
         if keep_codes and rounded is not None:
             for short, each in zip(group.layers, rounded, strict=True):
                 update.quantized[short] = QuantizedWeight.of(each, spec)
+        if isinstance(spec, QuantSpec) and spec.act_bits is not None:
+            update.rounding |= dict.fromkeys(group.layers, rounding_of(stats, spec, layers[0], scale))
         if scale is not None:
             folds.append((group.producer, scale))
     for producer, scale in folds:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cola_lib.compress.api import CompressionReport
-from cola_lib.errors import OutputError
+from cola_lib.errors import OutputError, SpecError
 from cola_lib.folders import written_whole
 from cola_lib.models import LanguageModel
 
@@ -55,6 +55,26 @@ def _ours(out: Path) -> bool:
     return out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))
 
 
+def check_dense(lm: LanguageModel) -> None:
+    """Refuse to write a model as weights alone that is more than its weights.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The model to be written.
+
+    Raises
+    ------
+    SpecError
+        If its layers round their inputs, of which an ordinary checkpoint would lose every trace.
+    """
+    if lm.input_rounding:
+        raise SpecError(
+            f"{len(lm.input_rounding)} layers of this model round their inputs when it runs, and an ordinary "
+            "checkpoint cannot say so; write it with export_quantized (--save-as compressed-tensors)"
+        )
+
+
 def save_checkpoint(
     lm: LanguageModel,
     report: CompressionReport,
@@ -84,7 +104,10 @@ def save_checkpoint(
     ------
     OutputError
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
+    SpecError
+        If the model rounds its activations: a file of weights cannot say so.
     """
+    check_dense(lm)
     needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
         lm.model.save_pretrained(partial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from cola_lib.errors import SpecError, UnknownNameError
 from cola_lib.revisions import revisions
@@ -77,12 +77,12 @@ class PruneSpec:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How to quantize weights.
+    """How to quantize weights, and with ``act_bits`` the activations that they multiply.
 
     Parameters
     ----------
     method : {"rtn", "gptq", "awq"}
-        The method.
+        The method; for ``"smoothquant"`` see :class:`SmoothQuantSpec`.
     bits : int
         Bits of each weight, 2 to 8.
     group_size : int or None
@@ -103,7 +103,15 @@ class QuantSpec:
         AWQ: exponents tried between 0 and 1.
     clip : bool
         AWQ: also search for a smaller range per group.
+    act_bits : int or None
+        Bits, 2 to 8, to which the inputs of the quantized layers are rounded whenever the compressed model runs, to a
+        symmetric grid. ``None`` leaves them as they are.
+    act_strategy : {"token", "tensor"}
+        What shares a step of that grid: a token, as it comes; or all tokens of a layer's input, with the range that
+        calibration saw.
     """
+
+    methods: ClassVar[tuple[str, ...]] = ("rtn", "gptq", "awq")
 
     method: str
     bits: int = 4
@@ -115,9 +123,16 @@ class QuantSpec:
     block_size: int = 128
     n_grid: int = 20
     clip: bool = True
+    act_bits: int | None = None
+    act_strategy: str = "token"
 
     def __post_init__(self) -> None:
-        _known(self.method, QUANTIZERS)
+        if self.method in QUANTIZERS and self.method not in self.methods:
+            raise SpecError(
+                f"{self.method} is no method of {type(self).__name__}, which has {', '.join(self.methods)}; "
+                "method_spec takes the right class"
+            )
+        _known(self.method, self.methods)
         if not 2 <= self.bits <= 8:
             raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
         if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
@@ -125,17 +140,31 @@ class QuantSpec:
         _positive("damp", self.damp)
         _positive("block_size", self.block_size)
         _positive("n_grid", self.n_grid)
+        if self.act_bits is not None and not 2 <= self.act_bits <= 8:
+            raise SpecError(f"act_bits is a whole number from 2 to 8, or left out, not {self.act_bits}")
+        if self.act_strategy not in ACT_STRATEGIES:
+            raise UnknownNameError("act_strategy", self.act_strategy, ACT_STRATEGIES)
 
     @property
     def calibrated(self) -> bool:
         """Whether the method reads calibration data."""
-        return self.method != "rtn"
+        return self.method != "rtn" or self.fixed_range
+
+    @property
+    def fixed_range(self) -> bool:
+        """Whether activations are rounded within the range that calibration saw."""
+        return self.act_bits is not None and self.act_strategy == "tensor"
 
     @property
     def label(self) -> str:
-        """Short name for tables and figures, for example ``"gptq 3-bit"`` or ``"gptq 3-bit act-order"``."""
+        """Short name for tables and figures, for example ``"gptq 3-bit"``, ``"gptq 3-bit act-order"``, ``"rtn W8A8"``.
+
+        ``W8A8`` are bits of weights and activations; ``static`` stands behind it where ranges are those of calibration.
+        """
         ordered = " act-order" if self.method == "gptq" and self.act_order else ""
-        return f"{self.method} {self.bits}-bit{ordered}"
+        if self.act_bits is None:
+            return f"{self.method} {self.bits}-bit{ordered}"
+        return f"{self.method} W{self.bits}A{self.act_bits}{' static' if self.fixed_range else ''}{ordered}"
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
@@ -144,7 +173,13 @@ class QuantSpec:
             used |= {"damp", "act_order", "static_groups"}
         if self.method == "awq":
             used |= {"n_grid", "clip"}
-        return _key(self, used)
+        return self._with_activations(used)
+
+    def _with_activations(self, used: set[str]) -> dict[str, Any]:
+        """Add what activations are rounded to, if they are: specifications that leave them alone keep their keys."""
+        if self.act_bits is None:
+            return _key(self, used)
+        return _key(self, used | {"act_bits", "act_strategy"}, "input_rounding")
 
     def for_widths(self, widths: set[int]) -> QuantSpec:
         """Settle the group size for a model.
@@ -174,6 +209,57 @@ class QuantSpec:
                 f"{', '.join(map(str, sorted(widths)))}; these do: {', '.join(divisors)}, and -1 for whole rows"
             )
         return self
+
+
+@dataclass(frozen=True)
+class SmoothQuantSpec(QuantSpec):
+    """How to quantize weights and activations after moving outliers from these into those.
+
+    Parameters
+    ----------
+    method : {"smoothquant"}
+        The method.
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        As in :class:`QuantSpec`; by default a row of the weight, which is an output channel, shares a scale.
+    symmetric : bool
+        As in :class:`QuantSpec`; true by default.
+    act_bits : int
+        Bits of each activation, 2 to 8.
+    act_strategy : {"token", "tensor"}
+        As in :class:`QuantSpec`.
+    alpha : float
+        Migration strength, in [0, 1]: how much of the activations' outliers the weights take over.
+    smooth : {"all", "norms"}
+        Which inputs are smoothed: all that something before them can take up the scale of, or of these only those that
+        follow a norm, as in the reference.
+    damp, act_order, static_groups, block_size, n_grid, clip
+        Not read.
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ("smoothquant",)
+
+    method: str = "smoothquant"
+    bits: int = 8
+    group_size: int | None = -1
+    symmetric: bool = True
+    act_bits: int | None = 8
+    alpha: float = 0.5
+    smooth: str = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.act_bits is None:
+            raise SpecError("smoothquant is for rounding activations: give act_bits, or take rtn for the weights alone")
+        if not 0 <= self.alpha <= 1:
+            raise SpecError(f"alpha is a number between 0 and 1, not {self.alpha:g}")
+        if self.smooth not in SMOOTHED:
+            raise UnknownNameError("smooth", self.smooth, SMOOTHED)
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
+        return self._with_activations({"method", "bits", "group_size", "symmetric", "alpha", "smooth"})
 
 
 @dataclass(frozen=True)
@@ -225,7 +311,9 @@ Spec = PruneSpec | QuantSpec | LowRankSpec
 
 FACTORIZERS = ("joint_lowrank",)
 PRUNERS = ("magnitude", "wanda", "ria", "sparsegpt")
-QUANTIZERS = ("rtn", "gptq", "awq")
+QUANTIZERS = (*QuantSpec.methods, *SmoothQuantSpec.methods)
+ACT_STRATEGIES = ("token", "tensor")
+SMOOTHED = ("all", "norms")
 METHODS = (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
 
 
@@ -239,9 +327,9 @@ def _positive(name: str, value: float) -> None:
         raise SpecError(f"{name} must be above 0, not {value:g}")
 
 
-def _key(spec: Spec, used: set[str]) -> dict[str, Any]:
+def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
     values = dataclasses.asdict(spec)
-    return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method)}
+    return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 
 def method_spec(method: str, **options: Any) -> Spec:
@@ -252,7 +340,8 @@ def method_spec(method: str, **options: Any) -> Spec:
     method : str
         One of :data:`METHODS`.
     **options
-        Fields of :class:`PruneSpec`, :class:`QuantSpec` or :class:`LowRankSpec`. A pattern may be written ``"2:4"``.
+        Fields of :class:`PruneSpec`, :class:`QuantSpec`, :class:`SmoothQuantSpec` or :class:`LowRankSpec`. A pattern
+        may be written ``"2:4"``.
 
     Raises
     ------
@@ -267,9 +356,11 @@ def method_spec(method: str, **options: Any) -> Spec:
     'wanda 2:4'
     >>> method_spec("gptq", bits=3, group_size=64).label
     'gptq 3-bit'
+    >>> method_spec("smoothquant", alpha=0.8).label
+    'smoothquant W8A8'
     """
     _known(method, METHODS)
-    kind = PruneSpec if method in PRUNERS else QuantSpec if method in QUANTIZERS else LowRankSpec
+    kind = next(kind for kind in (SmoothQuantSpec, QuantSpec, PruneSpec, LowRankSpec) if method in _methods(kind))
     fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
     for name in options:
         if name not in fields:
@@ -277,6 +368,13 @@ def method_spec(method: str, **options: Any) -> Spec:
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
     return kind(method, **options)
+
+
+def _methods(kind: type[Spec]) -> tuple[str, ...]:
+    """Names of the methods that a class of specifications describes."""
+    if issubclass(kind, QuantSpec):
+        return kind.methods
+    return PRUNERS if kind is PruneSpec else FACTORIZERS
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

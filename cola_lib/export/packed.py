@@ -1,12 +1,18 @@
-"""Quantized models in the format ``pack-quantized`` of compressed-tensors, which transformers and vLLM read.
+"""Quantized models in the formats of compressed-tensors, which transformers and vLLM read.
 
-Beside an ordinary checkpoint's files, for each quantized layer: ``weight_packed`` (codes of each row in 32-bit words),
-``weight_scale`` (d_out, n_groups), ``weight_zero_point`` (packed down the rows; asymmetric layers only) and
-``weight_shape``; and in ``config.json`` a ``quantization_config`` that says how to read them.
+Beside an ordinary checkpoint's files: in ``config.json`` a ``quantization_config`` that says how to read them, and for
+each quantized layer
+
+- ``pack-quantized``, where activations stay as they are: ``weight_packed`` (codes of each row in 32-bit words),
+  ``weight_scale`` (d_out, n_groups), ``weight_zero_point`` (packed down the rows; asymmetric layers only) and
+  ``weight_shape``;
+- ``int-quantized``, where they are rounded to 8 bits as the weights are: ``weight`` (signed bytes), ``weight_scale``
+  (d_out, 1), and ``input_scale`` if their range is fixed.
 
 References
 ----------
-``PackedQuantizationCompressor`` of compressed-tensors; ``compressed_tensors_wNa16.py`` of vLLM.
+``PackedQuantizationCompressor`` and ``IntQuantizationCompressor`` of compressed-tensors;
+``compressed_tensors_wNa16.py`` and ``compressed_tensors_w8a8_int8.py`` of vLLM.
 """
 
 from __future__ import annotations
@@ -24,9 +30,10 @@ from torch import Tensor, nn
 from cola_lib.compress import CompressionReport, QuantizedWeight, QuantSpec, Spec, checkpoint_folder, write_report
 from cola_lib.errors import NumericsError, SpecError
 from cola_lib.export.packing import pack_rows
-from cola_lib.models import LanguageModel, resolve_dtype
+from cola_lib.models import InputRounding, LanguageModel, resolve_dtype
 
 FORMAT = "pack-quantized"
+INT_FORMAT = "int-quantized"
 VLLM_GROUP_SIZES = (-1, 32, 64, 128)
 VLLM_ZERO_POINT_BITS = (4, 8)
 
@@ -51,6 +58,8 @@ class Export:
         What their weights would take unpacked, in ``dtype``.
     limits : tuple of str
         What vLLM does not read of it, or not in its fast kernels; a sentence each.
+    format : str
+        Name of the format.
     """
 
     folder: Path
@@ -60,10 +69,11 @@ class Export:
     layer_bytes: int
     dense_layer_bytes: int
     limits: tuple[str, ...]
+    format: str = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the folder, as plain data for JSON."""
-        return {name: value for name, value in vars(self).items() if name != "folder"} | {"format": FORMAT}
+        return {name: value for name, value in vars(self).items() if name != "folder"}
 
 
 def check_exportable(spec: Spec) -> None:
@@ -77,7 +87,8 @@ def check_exportable(spec: Spec) -> None:
     Raises
     ------
     SpecError
-        If it does not quantize, or leaves groups scattered over the columns of a layer.
+        If it does not quantize, leaves groups scattered over the columns of a layer, or rounds activations otherwise
+        than to 8 bits with weights of 8 bits.
     """
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} makes no integers to pack; save its result as an ordinary checkpoint")
@@ -86,6 +97,24 @@ def check_exportable(spec: Spec) -> None:
             "gptq with act_order scatters groups over the columns, and the format has had no group index since "
             "compressed-tensors 0.19; add static_groups, take group_size -1, or leave act_order out"
         )
+    whole_bytes = spec.bits == 8 and spec.act_bits == 8 and spec.group_size == -1 and spec.symmetric
+    if spec.act_bits is not None and not whole_bytes:
+        raise SpecError(
+            f"{spec.label} cannot be written: with rounded activations the format holds symmetric weights of 8 bits, a "
+            "row to a scale, and activations of 8 bits; take bits 8, act_bits 8, group_size -1 and symmetric, or leave "
+            "act_bits out to round the weights alone"
+        )
+
+
+def format_of(spec: QuantSpec) -> str:
+    """Name the format that a quantized model is written in.
+
+    Parameters
+    ----------
+    spec : QuantSpec
+        What was done to it.
+    """
+    return FORMAT if spec.act_bits is None else INT_FORMAT
 
 
 def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
@@ -101,6 +130,8 @@ def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
     tuple of str
         Empty if there is nothing to say.
     """
+    if spec.act_bits is not None:
+        return ()
     limits = []
     if not spec.symmetric and spec.bits not in VLLM_ZERO_POINT_BITS:
         limits.append(f"vLLM reads zero points at 4 and 8 bits only, not at {spec.bits}: quantize symmetrically")
@@ -136,16 +167,25 @@ def quantization_config(spec: QuantSpec, ignore: Iterable[str]) -> dict[str, Any
         "group_size": None if whole_rows else spec.group_size,
         "dynamic": False,
     }
+    activations = None
+    if spec.act_bits is not None:
+        activations = {
+            "num_bits": spec.act_bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": spec.act_strategy,
+            "dynamic": not spec.fixed_range,
+        }
     group = {
         "targets": ["Linear"],
         "weights": weights,
-        "input_activations": None,
+        "input_activations": activations,
         "output_activations": None,
-        "format": FORMAT,
+        "format": format_of(spec),
     }
     entry = {
         "quant_method": "compressed-tensors",
-        "format": FORMAT,
+        "format": format_of(spec),
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": sorted(ignore),
@@ -192,6 +232,32 @@ def packed_tensors(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Ten
     return tensors
 
 
+def int_tensors(weight: QuantizedWeight, rounding: InputRounding, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Lay out one layer whose activations are rounded too.
+
+    Parameters
+    ----------
+    weight : QuantizedWeight
+        Symmetric, of 8 bits, a row to a scale.
+    rounding : InputRounding
+        Of the layer's input.
+    dtype : torch.dtype
+        Of the scales.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the name that follows the layer's.
+    """
+    tensors = {
+        "weight": (weight.codes.to(torch.int16) - 2 ** (weight.bits - 1)).to(torch.int8),
+        "weight_scale": weight.stored_scale().to(dtype),
+    }
+    if rounding.step is not None:
+        tensors["input_scale"] = torch.tensor([rounding.step], dtype=dtype)
+    return tensors
+
+
 def export_quantized(
     lm: LanguageModel,
     report: CompressionReport,
@@ -213,7 +279,9 @@ def export_quantized(
         installed.
     dtype : str or torch.dtype
         Of scales and of all that is not quantized; ``"auto"`` takes that of the model in memory. What runs the file
-        computes in it. In float32 the file holds the very model; in half precision scales are rounded too.
+        computes in it. In float32 the file holds the very model; in half precision scales are rounded too. How a token
+        is rounded whose step comes with it is the reader's business: vLLM's step is max|x| / 127 as here, and that of
+        transformers max|x| / 127.5.
     overwrite : bool
         Replace what is there, once the new checkpoint is complete.
 
@@ -246,6 +314,7 @@ def export_quantized(
         layer_bytes=sum(_bytes(tensor) for name, tensor in tensors.items() if name in layers),
         dense_layer_bytes=width * sum(weight.codes.numel() for weight in report.quantized.values()),
         limits=vllm_limits(report.spec),
+        format=format_of(report.spec),
     )
     with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
         # Names of tied and renamed weights are transformers' business.
@@ -261,7 +330,7 @@ def export_quantized(
     return export
 
 
-_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+_PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -279,6 +348,12 @@ def _check_codes(lm: LanguageModel, report: CompressionReport) -> None:
                 f"{name} is no longer what its codes say: the model was changed after it was quantized; pack it before "
                 "it is trained further or restored, or save it as an ordinary checkpoint"
             )
+    rounded = {} if report.spec.act_bits is None else report.quantized
+    if set(lm.input_rounding) != set(rounded):
+        raise SpecError(
+            f"{len(lm.input_rounding)} layers of the model round their inputs, and by its report {len(rounded)} do: it "
+            "was changed after it was quantized, or had been quantized before; compress the untouched model"
+        )
 
 
 def _state(lm: LanguageModel, report: CompressionReport, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -288,8 +363,9 @@ def _state(lm: LanguageModel, report: CompressionReport, dtype: torch.dtype) -> 
     for name, tensor in lm.model.state_dict().items():
         layer = name.removesuffix(".weight")
         if layer in report.quantized and name != layer:
-            parts = packed_tensors(report.quantized[layer], dtype)
-            _check_scale(layer, report.quantized[layer], parts["weight_scale"])
+            weight, rounding = report.quantized[layer], lm.input_rounding.get(layer)
+            parts = packed_tensors(weight, dtype) if rounding is None else int_tensors(weight, rounding, dtype)
+            _check_scale(layer, weight, parts["weight_scale"])
             tensors |= {f"{layer}.{part}": value for part, value in parts.items()}
             continue
         if tensor.data_ptr() not in cast:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cola_lib.compress import CompressionReport, PruneSpec, checkpoint_folder, write_report
+from cola_lib.compress import CompressionReport, PruneSpec, check_dense, checkpoint_folder, write_report
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
 
@@ -171,8 +171,9 @@ def export_sparse(
     OutputError
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
     SpecError
-        If the model was not pruned.
+        If the model was not pruned, or rounds its activations.
     """
+    check_dense(lm)
     if not isinstance(report.spec, PruneSpec):
         raise SpecError(f"{report.spec.label} prunes nothing; save it with save_checkpoint or export_quantized")
     found = sparsity_of(lm)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-METHOD_ORDER = ("dense", "joint_lowrank", "magnitude", "wanda", "ria", "sparsegpt", "rtn", "gptq", "awq")
+METHOD_ORDER = ("dense", "joint_lowrank", "magnitude", "wanda", "ria", "sparsegpt", "rtn", "gptq", "awq", "smoothquant")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 """Shape goes with colour everywhere, so that neither carries meaning alone."""
 

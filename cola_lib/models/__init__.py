@@ -2,12 +2,14 @@
 
 from cola_lib.models.architectures import ARCHITECTURES, Architecture, InputGroup, Producer, architecture_of
 from cola_lib.models.loading import EMBEDDED, LanguageModel, load_model, resolve_device, resolve_dtype
+from cola_lib.models.rounding import InputRounding
 
 __all__ = [
     "ARCHITECTURES",
     "EMBEDDED",
     "Architecture",
     "InputGroup",
+    "InputRounding",
     "LanguageModel",
     "Producer",
     "architecture_of",

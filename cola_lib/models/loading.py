@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -17,6 +19,7 @@ from cola_lib import assets
 from cola_lib.errors import ColaError, SpecError, UnknownNameError
 from cola_lib.fingerprint import fingerprint, fingerprint_tensors
 from cola_lib.models.architectures import Architecture, architecture_of
+from cola_lib.models.rounding import InputRounding
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class LanguageModel:
     name: str
     architecture: Architecture
     _fingerprint: str | None = field(default=None, repr=False)
+    _rounding: dict[str, tuple[InputRounding, RemovableHandle]] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -79,12 +83,46 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the configuration's architecture and of every weight; computed once and kept."""
+        """Hash of the configuration's architecture, of every weight and of how inputs are rounded; kept once known."""
         if self._fingerprint is None:
             shape = {k: v for k, v in self.model.config.to_dict().items() if k in _ARCHITECTURAL}
             weights = fingerprint_tensors(self.model.state_dict().items())
-            self._fingerprint = fingerprint({"config": shape, "weights": weights})
+            facts = {"config": shape, "weights": weights}
+            if self._rounding:  # a model that rounds nothing keeps the name it had before there was rounding
+                facts["input_rounding"] = {name: asdict(rounding) for name, rounding in self.input_rounding.items()}
+            self._fingerprint = fingerprint(facts)
         return self._fingerprint
+
+    @property
+    def input_rounding(self) -> dict[str, InputRounding]:
+        """How linear layers round their inputs when the model runs, by qualified name; those that do not are absent."""
+        return {name: rounding for name, (rounding, _) in self._rounding.items()}
+
+    def round_inputs(self, rounding: Mapping[str, InputRounding]) -> None:
+        """Make linear layers round their inputs whenever the model runs, in place of what rounded before.
+
+        Parameters
+        ----------
+        rounding : mapping of str to InputRounding
+            By qualified name of the layer. Layers that it does not name round no longer; an empty one ends it all.
+
+        Notes
+        -----
+        Rounding is no weight: ``model.save_pretrained`` and ``model.state_dict`` do not know of it. What the library
+        itself writes, it refuses to write without it.
+        """
+        if rounding == self.input_rounding:
+            return
+        for name, (known, handle) in list(self._rounding.items()):
+            if rounding.get(name) != known:
+                handle.remove()
+                del self._rounding[name]
+        for name, new in rounding.items():
+            if name not in self._rounding:
+                # First, so that whoever watches the layer sees the input that it multiplies.
+                handle = self.model.get_submodule(name).register_forward_pre_hook(new.hook, prepend=True)
+                self._rounding[name] = new, handle
+        self._fingerprint = None
 
     def weights_changed(self, fingerprint: str | None = None) -> None:
         """Forget the fingerprint, because a weight is no longer what it was.

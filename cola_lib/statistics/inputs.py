@@ -33,15 +33,20 @@ class InputStatistics:
         Σ|x| of each channel.
     n_tokens : float
         Tokens summed; a weighted mixture makes it fractional.
+    abs_max : Tensor of shape (d_in,), float32, or None
+        max|x| of each channel over the tokens that count at all. ``None`` where it is not known, as in files that were
+        written before it was gathered: a maximum cannot be had from sums. See :meth:`channel_max`.
 
     Notes
     -----
-    Sums add, so statistics of a mixture are the weighted sum of its parts' statistics.
+    Sums add, so statistics of a mixture are the weighted sum of its parts' statistics. Maxima do not: that of a mixture
+    is the largest of its parts', whatever their positive weights.
     """
 
     gram: Tensor
     abs_sum: Tensor
     n_tokens: float
+    abs_max: Tensor | None = None
     _factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _energies: dict[str, float] = field(default_factory=dict, repr=False)
 
@@ -56,7 +61,8 @@ class InputStatistics:
         device : torch.device
             Where the sums live.
         """
-        return cls(torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device), 0.0)
+        gram, abs_sum = torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device)
+        return cls(gram, abs_sum, 0.0, torch.zeros_like(abs_sum))
 
     @property
     def d_in(self) -> int:
@@ -71,7 +77,7 @@ class InputStatistics:
         X : Tensor of shape (n_tokens, d_in)
             Real tokens only, without padding.
         weights : Tensor of shape (n_tokens,), optional
-            How much each counts. Default: 1.
+            How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
         """
         X = X.float()
         self.forget_factors()
@@ -85,6 +91,9 @@ class InputStatistics:
             self.gram[stop:, start:stop] = self.gram[start:stop, stop:].T
         self.abs_sum += left.abs().sum(0)
         self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
+        if self.abs_max is not None and X.shape[0]:
+            counted = X if weights is None else X.masked_fill((weights == 0)[:, None], 0.0)
+            self.abs_max = torch.maximum(self.abs_max, counted.abs().amax(0))
 
     def input_norm(self) -> Tensor:
         """Euclidean norm of each channel over all tokens: ‖X_j‖₂, of shape (d_in,)."""
@@ -93,6 +102,26 @@ class InputStatistics:
     def abs_mean(self) -> Tensor:
         """Mean magnitude of each channel: mean |x_j|, of shape (d_in,)."""
         return self.abs_sum / self.n_tokens
+
+    def channel_max(self, layer: str) -> Tensor:
+        """Largest magnitude of each channel: max |x_j|, of shape (d_in,).
+
+        Parameters
+        ----------
+        layer : str
+            Name for the error message.
+
+        Raises
+        ------
+        DataError
+            If it is not known.
+        """
+        if self.abs_max is None:
+            raise DataError(
+                f"{layer}: these statistics do not hold the largest magnitude of each channel, because they come from "
+                "a file that was written before it was gathered, or because tokens were subtracted; collect them again"
+            )
+        return self.abs_max
 
     def hessian(self) -> Tensor:
         """Hessian of the layer's mean squared output error, 2·XᵀX / n_tokens, of shape (d_in, d_in)."""
@@ -224,10 +253,17 @@ class InputStatistics:
     def __add__(self, other: InputStatistics) -> InputStatistics:
         if self.d_in != other.d_in:
             raise DataError(f"statistics of {self.d_in} and of {other.d_in} channels do not add")
-        return InputStatistics(self.gram + other.gram, self.abs_sum + other.abs_sum, self.n_tokens + other.n_tokens)
+        known = self.abs_max is not None and other.abs_max is not None
+        abs_max = torch.maximum(self.abs_max, other.abs_max) if known else None
+        return InputStatistics(
+            self.gram + other.gram, self.abs_sum + other.abs_sum, self.n_tokens + other.n_tokens, abs_max
+        )
 
     def __mul__(self, weight: float) -> InputStatistics:
-        return InputStatistics(self.gram * weight, self.abs_sum * weight, self.n_tokens * weight)
+        abs_max = self.abs_max if weight > 0 else None  # which token was largest is not known once tokens are taken off
+        if weight == 0:
+            abs_max = torch.zeros_like(self.abs_sum)  # no token is left
+        return InputStatistics(self.gram * weight, self.abs_sum * weight, self.n_tokens * weight, abs_max)
 
     __rmul__ = __mul__
 
@@ -303,6 +339,8 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
         for (block, group), stats in self.inputs.items():
             tensors[f"{block}.{group}.gram"] = stats.gram
             tensors[f"{block}.{group}.abs_sum"] = stats.abs_sum
+            if stats.abs_max is not None:
+                tensors[f"{block}.{group}.abs_max"] = stats.abs_max.clone()  # a scaled copy may share it
         about: dict[str, Any] = {
             "model": self.model,
             "calibration": list(self.calibration),
@@ -330,6 +368,10 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
         ------
         DataError
             If the file was not written by :meth:`save`.
+
+        Notes
+        -----
+        A file from before channel maxima were gathered is read without them: it serves every method that does not ask.
         """
         from safetensors import safe_open
 
@@ -337,9 +379,10 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
             about = json.loads((file.metadata() or {}).get("cola", "null"))
             if about is None:
                 raise DataError(f"{path}: a safetensors file, but not of layer statistics")
-            inputs = {}
+            inputs, held = {}, set(file.keys())
             for name, n_tokens in about["n_tokens"].items():
                 block, group = name.split(".", 1)
                 gram, abs_sum = file.get_tensor(f"{name}.gram"), file.get_tensor(f"{name}.abs_sum")
-                inputs[int(block), group] = InputStatistics(gram, abs_sum, n_tokens)
+                abs_max = file.get_tensor(f"{name}.abs_max") if f"{name}.abs_max" in held else None
+                inputs[int(block), group] = InputStatistics(gram, abs_sum, n_tokens, abs_max)
         return cls(inputs, about["model"], tuple(about["calibration"]))

@@ -19,7 +19,7 @@ from cola_lib.errors import DataError
 Array = NDArray[np.float64]
 
 PRUNING = ("magnitude", "wanda", "ria", "sparsegpt")
-QUANTIZATION = ("rtn", "gptq", "awq")
+QUANTIZATION = ("rtn", "gptq", "awq", "smoothquant")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""SmoothQuant: divide loud input channels by a scale and multiply their weights, so that both round well."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cola_lib.compress.quantized import OnGrid
+from cola_lib.compress.rtn import rtn_on_grid
+from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
+from cola_lib.errors import NumericsError
+from cola_lib.models import InputRounding
+from cola_lib.statistics import InputStatistics
+
+LEAST = 1e-5
+"""Bound of the reference on weights' maxima and on scales, from below."""
+
+
+def _tied_max(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Largest of ``x`` over the channels that share a producer's row."""
+    if rows is None:
+        return x
+    _, index = rows.to(x.device).unique(return_inverse=True)
+    most = torch.zeros(int(index.max()) + 1, device=x.device).scatter_reduce_(0, index, x, "amax")
+    return most[index]
+
+
+def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | None = None) -> Tensor:
+    """Balance the ranges of activations and weights, channel by channel.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weights of all layers that read the input, stacked.
+    abs_max : Tensor of shape (d_in,)
+        max|x| of each channel over the calibration tokens.
+    alpha : float
+        Migration strength, in [0, 1].
+    rows : Tensor of shape (d_in,), int64, optional
+        Channels with the same number must share a scale.
+
+    Returns
+    -------
+    Tensor of shape (d_in,)
+        s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), to multiply the columns of ``W`` and divide the input by.
+
+    Notes
+    -----
+    The reference gives a channel that calibration never saw above zero the least scale, 1e-5, so that whatever comes
+    along it later is made 100,000 times louder than it was. Here such a channel is left alone, with a scale of 1.
+    Channels that share a producer's row, as under grouped-query attention, share the scale of their largest maxima; the
+    reference smooths no such input.
+
+    References
+    ----------
+    Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+    arXiv 2211.10438, eq. 4; ``smooth.py`` of mit-han-lab/smoothquant.
+    """
+    activations, weights = _tied_max(abs_max, rows), _tied_max(W.abs().amax(0), rows)
+    scale = activations.pow(alpha) / weights.clamp(min=LEAST).pow(1 - alpha)
+    return torch.where(activations == 0, 1.0, scale.clamp(min=LEAST))
+
+
+def smoothquant(
+    weights: list[Tensor],
+    stats: InputStatistics,
+    spec: SmoothQuantSpec,
+    *,
+    layer: str,
+    scalable: bool = True,
+    rows: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Smooth an input and quantize the layers that read it; their input is then to be rounded by :func:`rounding_of`.
+
+    Parameters
+    ----------
+    weights : list of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
+    stats : InputStatistics
+        Statistics of their common input; only ``abs_max`` is read.
+    spec : SmoothQuantSpec
+        Bits, group size, symmetry and ``alpha``.
+    layer : str
+        Name for error messages.
+    scalable : bool
+        Whether something before the layers is to take up the inverse scale.
+    rows : Tensor of shape (d_in,), int64, optional
+        Channels with the same number must share a scale.
+
+    Returns
+    -------
+    weights : list of Tensor of shape (d_out_i, d_in)
+        Values on the grid, for the scaled input.
+    scale : Tensor of shape (d_in,), or None
+        What the input must be divided by; ``None`` if not ``scalable``.
+
+    Raises
+    ------
+    DataError
+        If the statistics hold no maxima.
+
+    Notes
+    -----
+    The reference smooths inputs that follow a norm, which takes up the scale. Here, unless ``spec.smooth`` is
+    ``"norms"``, the inputs of the output and down projections are smoothed too, and the value and up projections take
+    up their scales, as AWQ's do: the loudest channels of a gated MLP are what its down projection reads. Scales are
+    found from the weights as they were, and divide the rows of a producer after it was rounded, which moves no code.
+    As in the reference by default, what attention multiplies with each other is not rounded.
+
+    References
+    ----------
+    Xiao et al., arXiv 2211.10438; ``smooth.py`` and ``fake_quant.py`` of mit-han-lab/smoothquant.
+    """
+    rounded, scale = smoothquant_on_grid(weights, stats, spec, layer=layer, scalable=scalable, rows=rows)
+    return [each.values for each in rounded], scale
+
+
+def smoothquant_on_grid(
+    weights: list[Tensor],
+    stats: InputStatistics,
+    spec: SmoothQuantSpec,
+    *,
+    layer: str,
+    scalable: bool = True,
+    rows: Tensor | None = None,
+) -> tuple[list[OnGrid], Tensor | None]:
+    """Like :func:`smoothquant`, with the grids.
+
+    Parameters
+    ----------
+    weights, stats, spec, layer, scalable, rows
+        As there.
+
+    Returns
+    -------
+    weights : list of OnGrid
+        Values on the grid, for the scaled input, and the grid.
+    scale : Tensor of shape (d_in,), or None
+        What the input must be divided by; ``None`` if not ``scalable``.
+
+    Notes
+    -----
+    The grid is the one that all quantizers here share: its step is max|W| / 127.5 at 8 bits, where the reference's is
+    max|W| / 127.
+    """
+    if not scalable:
+        return [rtn_on_grid(W, spec) for W in weights], None
+    scale = smoothquant_scale(torch.cat(weights), stats.channel_max(layer), spec.alpha, rows)
+    return [rtn_on_grid(W * scale, spec) for W in weights], scale
+
+
+def rounding_of(
+    stats: InputStatistics | None, spec: QuantSpec, layer: str, scale: Tensor | None = None
+) -> InputRounding:
+    """Say how the input of quantized layers is to be rounded when the model runs.
+
+    Parameters
+    ----------
+    stats : InputStatistics or None
+        Of the input as it was; read where the range is fixed.
+    spec : QuantSpec
+        With ``act_bits``.
+    layer : str
+        Name for error messages.
+    scale : Tensor of shape (d_in,), optional
+        What the input has been divided by since.
+
+    Returns
+    -------
+    InputRounding
+
+    Raises
+    ------
+    NumericsError
+        If a fixed range would be empty.
+    DataError
+        If it is asked for and the statistics hold no maxima.
+    """
+    rounding = InputRounding(spec.act_bits)
+    if not spec.fixed_range:
+        return rounding
+    abs_max = stats.channel_max(layer)
+    most = float((abs_max if scale is None else abs_max / scale).max())
+    if not most > 0:
+        raise NumericsError(
+            layer, 'its input was 0 on all calibration tokens, so it has no range; take act_strategy "token"'
+        )
+    return InputRounding(spec.act_bits, most / rounding.most)
