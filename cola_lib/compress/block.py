@@ -24,7 +24,7 @@ from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQua
 from cola_lib.compress.wanda import wanda
 from cola_lib.errors import NumericsError
 from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
-from cola_lib.statistics import InputStatistics
+from cola_lib.statistics import InputStatistics, gram_matrix
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _report(
 ) -> LayerReport:
     delta = (new if scale is None else new / scale) - W
     judged = problem.stats is not None or targets
-    delta_gram = delta.T @ delta if judged else delta
+    delta_gram = gram_matrix(delta) if judged else delta
 
     def lost(stats: InputStatistics) -> float | None:
         energy = stats.energy_of(layer, W)

@@ -1,6 +1,6 @@
 """What the calibration data tells: sums over the inputs of each layer, gathered in one walk."""
 
-from cola_lib.statistics.inputs import InputStatistics, LayerStatistics
+from cola_lib.statistics.inputs import InputStatistics, LayerStatistics, gram_matrix
 from cola_lib.statistics.walk import PROPAGATE, BlockStep, Propagate, collect_statistics, walk
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "LayerStatistics",
     "Propagate",
     "collect_statistics",
+    "gram_matrix",
     "walk",
 ]

@@ -21,6 +21,34 @@ LEAST_STRIP = 64
 """Rows of a strip below which a product is too small to be fast."""
 
 
+def gram_matrix(X: Tensor) -> Tensor:
+    """Compute XᵀX, for little more than half of a matrix product.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n, d), float32
+        Any.
+
+    Returns
+    -------
+    Tensor of shape (d, d), float32
+        Exactly symmetric.
+    """
+    total = X.new_zeros(X.shape[1], X.shape[1])
+    _add_product(total, X, X)
+    return total
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ·right, which must be symmetric, in place."""
+    # Of each strip of rows only what is right of the diagonal is multiplied, the rest mirrored.
+    step = max(-(-len(total) // STRIPS), LEAST_STRIP)
+    for start in range(0, len(total), step):
+        stop = start + step
+        total[start:stop, start:].addmm_(left[:, start:stop].T, right[:, start:])
+        total[stop:, start:stop] = total[start:stop, stop:].T
+
+
 @dataclass
 class InputStatistics:
     """Sums over the tokens that one input of a block has seen.
@@ -83,17 +111,13 @@ class InputStatistics:
         self.forget_factors()
         self._energies.clear()
         left = X if weights is None else X * weights[:, None]
-        # XᵀX is symmetric: of each strip of rows only what is right of the diagonal is multiplied, the rest mirrored.
-        step = max(-(-self.d_in // STRIPS), LEAST_STRIP)
-        for start in range(0, self.d_in, step):
-            stop = start + step
-            self.gram[start:stop, start:].addmm_(left[:, start:stop].T, X[:, start:])
-            self.gram[stop:, start:stop] = self.gram[start:stop, stop:].T
-        self.abs_sum += left.abs().sum(0)
+        _add_product(self.gram, left, X)
+        size = X.abs()
+        self.abs_sum += (size if weights is None else size * weights[:, None]).sum(0)
         self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
         if self.abs_max is not None and X.shape[0]:
-            counted = X if weights is None else X.masked_fill((weights == 0)[:, None], 0.0)
-            self.abs_max = torch.maximum(self.abs_max, counted.abs().amax(0))
+            counted = size if weights is None else size.masked_fill((weights == 0)[:, None], 0.0)
+            self.abs_max = torch.maximum(self.abs_max, counted.amax(0))
 
     def input_norm(self) -> Tensor:
         """Euclidean norm of each channel over all tokens: ‖X_j‖₂, of shape (d_in,)."""
@@ -135,8 +159,7 @@ class InputStatistics:
         W : Tensor of shape (d_out, d_in)
             A weight, or the difference of two.
         """
-        W = W.float()
-        return float(((W @ self.gram) * W).sum(dtype=torch.float64))
+        return self.energy_under(gram_matrix(W.float()))
 
     def energy_under(self, weight_gram: Tensor) -> float:
         """Sum of squares that a weight makes of these inputs, from its own Gram matrix: tr(WᵀW·XᵀX).
