@@ -12,6 +12,7 @@ from cola_lib.cli.common import check_name, check_sources, load, print_json
 from cola_lib.cli.options import (
     CALIBRATION,
     METHOD,
+    MODEL,
     OUTPUT,
     DeviceOption,
     DtypeOption,
@@ -42,6 +43,15 @@ def compress(
     model: ModelOption,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="For models larger than memory: read one block at a time from the checkpoint's safetensors files. "
+            "The disk that holds --out needs room for the model.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -214,6 +224,11 @@ def compress(
 
         cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method gptq \
             --group-size 64 --symmetric --save-as compressed-tensors --out packed
+
+    Prune a model that is larger than memory:
+
+        cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --method wanda \
+            --pattern 4:8 --out pruned
     """
     check_name("save-as", save_as, SAVED)
     check_name("layout", layout, LAYOUTS)
@@ -236,6 +251,8 @@ def compress(
     packed = save_as == "compressed-tensors"
     if packed:
         export.check_exportable(spec)
+        if stream:
+            raise SpecError("--save-as compressed-tensors packs a model that is in memory; leave out --stream")
     elif save_dtype is not None:
         raise SpecError("--save-dtype says nothing without --save-as compressed-tensors; --dtype is that of the model")
     check_output(out, overwrite=overwrite)
@@ -247,7 +264,8 @@ def compress(
     from cola_lib import compress as compression
     from cola_lib.calibration import calibration_set
 
-    lm = load(model, device=device, dtype=dtype)
+    # Changed blocks wait beside --out: on the disk where they are wanted, and hidden if the process is killed.
+    lm = load(model, device=device, dtype=dtype, stream=stream, scratch=out.absolute().parent)
     settled = compression.settle(lm, spec)
     if spec.calibrated:
         if read is None:

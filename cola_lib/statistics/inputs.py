@@ -63,6 +63,18 @@ class InputStatistics:
         """Width of the input."""
         return self.gram.shape[0]
 
+    def to(self, device: torch.device) -> InputStatistics:
+        """Return the statistics on a device: these very ones, with the factors they keep, if they are there.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the sums are wanted.
+        """
+        if self.gram.device == device:
+            return self
+        return InputStatistics(self.gram.to(device), self.abs_sum.to(device), self.n_tokens)
+
     def update(self, X: Tensor, weights: Tensor | None = None) -> None:
         """Add tokens, in place.
 
