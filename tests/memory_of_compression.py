@@ -1,10 +1,11 @@
-"""Compress a checkpoint in a process of its own, and print by how many bytes its memory grew at most.
+"""Compress a checkpoint streamed and whole, and print by how many bytes memory grew at most each time.
 
 The high-water mark of the resident set counts everything: tensors, buffers of the writer, mapped pages of the files.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -17,11 +18,12 @@ from transformers import LlamaConfig
 N_BLOCKS = 16
 
 
-def high_water_mark() -> int:
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+def resident(field: str) -> int:
+    """Bytes of the resident set: VmRSS now, VmHWM at most since the process began."""
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def write_checkpoint(folder: Path, n_blocks: int = N_BLOCKS, d: int = 512, d_mlp: int = 2048) -> int:
+def write_checkpoint(folder: Path, n_blocks: int = N_BLOCKS, d: int = 512, d_mlp: int = 1536) -> int:
     """Write a model whose blocks are alike, a file for each, and return the bytes of a block."""
     from tests.byte_tokenizer import byte_tokenizer
 
@@ -55,20 +57,34 @@ def write_checkpoint(folder: Path, n_blocks: int = N_BLOCKS, d: int = 512, d_mlp
     return sum(tensor.numel() * tensor.element_size() for tensor in block.values())
 
 
-def growth(source: str, out: str, *, stream: bool) -> int:
+def compressed(source: Path, out: Path, *, stream: bool) -> str:
+    """Prune a checkpoint into another, and return the fingerprint of what it became."""
     from cola_lib.calibration import CalibrationSet
     from cola_lib.compress import compress, method_spec, save_checkpoint
     from cola_lib.models import load_model
 
-    before = high_water_mark()
-    lm = load_model(source, device="cpu", stream=stream, scratch=Path(out).parent)
+    lm = load_model(source, device="cpu", stream=stream, scratch=out.parent)
     ids = torch.randint(3, 264, (2, 16), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     rows = CalibrationSet(ids, mask, ((),) * 2, ("test",) * 2, "test", 0, "pack")
     report = compress(lm, method_spec("wanda"), rows, progress=False)
     save_checkpoint(lm, report, out)
-    return high_water_mark() - before
+    return report.model_after
+
+
+def measured(folder: Path) -> dict[str, object]:
+    """Stream first: the high-water mark only rises."""
+    write_checkpoint(folder / "small", n_blocks=2, d=64, d_mlp=64)
+    for how in (True, False):  # so that what is imported and built once is there already
+        compressed(folder / "small", folder / f"small-{how}", stream=how)
+    found: dict[str, object] = {"block": write_checkpoint(folder / "model")}
+    for name in ("streamed", "whole"):
+        gc.collect()
+        before = resident("VmRSS")
+        became = compressed(folder / "model", folder / name, stream=name == "streamed")
+        found[name] = {"growth": resident("VmHWM") - before, "became": became}
+    return found
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{growth(sys.argv[1], sys.argv[2], stream=sys.argv[3] == 'stream')}\n")
+    sys.stdout.write(json.dumps(measured(Path(sys.argv[1]))) + "\n")

@@ -51,6 +51,7 @@ COMMANDS = {
         "--propagate",
         "--device",
         "--dtype",
+        "--stream",
         "--out",
         "--overwrite",
         "--json",

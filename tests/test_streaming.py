@@ -20,7 +20,8 @@ from cola_lib.export import export_quantized, export_sparse, sparsity_of
 from cola_lib.models import load_model
 from cola_lib.statistics import collect_statistics
 from tests.byte_tokenizer import byte_tokenizer
-from tests.memory_of_compression import N_BLOCKS, write_checkpoint
+from tests.memory_of_compression import N_BLOCKS
+from tests.test_cli import assert_refused, no_work, run  # noqa: F401 - a fixture
 from tests.test_compress_model import STRENGTH
 from tests.test_walk import rows
 from tests.tiny_models import MODEL_TYPES, tiny_model
@@ -208,9 +209,7 @@ def test_checkpoints_that_cannot_be_streamed(tmp_path):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     lm = load_model(source, stream=True)
-    with pytest.raises(
-        ColaError, match=r"proj\.weight' has shape .* and its config\.json says"
-    ):
+    with pytest.raises(ColaError, match=r"proj\.weight' has shape .* and its config\.json says"):
         compress(lm, method_spec("rtn", group_size=16), progress=False)
     source = write(tmp_path / "gone", shards=True)
     next(source.glob("model-00002-*")).unlink()
@@ -227,22 +226,32 @@ def test_a_full_scratch_folder_is_an_error(tmp_path):
     assert lm.fingerprint == known
 
 
-def grown(source, out, how):
-    """Bytes by which a process of its own grew at most."""
+@pytest.mark.parametrize("method", ["magnitude", "rtn"])
+def test_the_command_line_streams(tmp_path, method):
+    source = write(tmp_path / "model")
+    for name, how in (("whole", ()), ("streamed", ("--stream",))):
+        result = run("compress", "--model", source, "--method", method, "--out", tmp_path / name, "--json", *how)
+        assert result.exit_code == 0, result.output
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "streamed")]
+    assert reports[0]["model_after"] == reports[1]["model_after"] == load_model(tmp_path / "streamed").fingerprint
+    assert (tmp_path / "streamed" / "sparsity.json").exists() == (method == "magnitude")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "whole", "streamed"}, "no scratch file is left"
+
+
+def test_a_streamed_model_is_not_packed_and_that_is_said_at_once(tmp_path, no_work):  # noqa: F811
+    packed = ("--method", "rtn", "--save-as", "compressed-tensors", "--stream")
+    result = run("compress", "--model", "m", "--out", tmp_path / "out", *packed)
+    assert_refused(result, "leave out --stream")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the resident set where Linux keeps it")
+def test_streaming_takes_the_memory_of_few_blocks(tmp_path):
     # Large tensors go back to the system when they are freed, so that the mark is that of what is held.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.memory_of_compression", source, out, how]
+    command = [sys.executable, "-m", "tests.memory_of_compression", tmp_path]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the high-water mark where Linux has it")
-def test_streaming_takes_the_memory_of_about_two_blocks(tmp_path):
-    block = write_checkpoint(tmp_path / "model")
-    whole = grown(tmp_path / "model", tmp_path / "whole", "whole")
-    streamed = grown(tmp_path / "model", tmp_path / "streamed", "stream")
-    blocks = f"in blocks of {block / 1e6:.1f} MB: whole {whole / block:.1f}, streamed {streamed / block:.1f}"
-    assert whole > N_BLOCKS * block, blocks
-    assert streamed < 5 * block, blocks
-    one, two = (load_model(tmp_path / name, stream=True).fingerprint for name in ("whole", "streamed"))
-    assert one == two
+    found = json.loads(done.stdout)
+    streamed, whole = (found[name]["growth"] / found["block"] for name in ("streamed", "whole"))
+    assert whole > N_BLOCKS
+    assert streamed < 4
+    assert found["streamed"]["became"] == found["whole"]["became"]

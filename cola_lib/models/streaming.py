@@ -344,6 +344,7 @@ def _load_rest(model: PreTrainedModel, files: TensorFiles, blocks: str) -> None:
     loaded = {name: files.read(name, like) for name, like in rest.items() if name not in absent}
     model.load_state_dict(loaded, strict=False, assign=True)
     model.tie_weights(missing_keys=absent, recompute_mapping=False)
-    left = [name for name in rest if model.state_dict()[name].is_meta]
+    now = model.state_dict()
+    left = [name for name in rest if now[name].is_meta]
     if left:
         raise ColaError(f"{files.where} has no tensor {left[0]!r}, nor one that it is tied to")
