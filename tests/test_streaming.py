@@ -253,5 +253,7 @@ def test_streaming_takes_the_memory_of_few_blocks(tmp_path):
     found = json.loads(done.stdout)
     streamed, whole = (found[name]["growth"] / found["block"] for name in ("streamed", "whole"))
     assert whole > N_BLOCKS
-    assert streamed < 4
+    # The block, its new weights, its Gram matrices (0.9 of a block here) and what solving its widest layer takes. In
+    # memory, the model and its new weights are there together.
+    assert streamed < 6
     assert found["streamed"]["became"] == found["whole"]["became"]
