@@ -153,7 +153,7 @@ def hub(tmp_path, monkeypatch):
     write_lines(root / "allenai/c4/en/c4-train.00000-of-01024.json.gz", pages)
     lines = [{"text": text} for i in some for text in ("", f" = {i} = \n", f" {prose(i)} \n")]
     write_table(root / "Salesforce/wikitext/wikitext-2-raw-v1/train-00000-of-00001.parquet", lines)
-    mixed = [{"text": prose(i), "meta": {"redpajama_set_name": "RedPajamaC4"}} for i in some]
+    mixed = [{"text": prose(i + 100), "meta": {"redpajama_set_name": "RedPajamaC4"}} for i in some]
     write_lines(root / "cerebras/SlimPajama-627B/train/chunk1/example_train_0.jsonl.zst", mixed)
     write_table(root / "tau/commonsense_qa/data/train-00000-of-00001.parquet", list(map(commonsense, some)))
     write_table(root / "regisss/math_qa/data/train-00000-of-00001.parquet", list(map(mathematics, some)))
