@@ -88,6 +88,9 @@ class Profile:
     after : mapping of str to sequence of str
         For a notebook, those that it waits for because it reads results that they compute. Only a matter when
         several run at a time.
+    variants : mapping of str to mapping
+        More runs of the same notebooks, for another model say, each with a name and the parameters that differ; a
+        notebook takes those that it has. What they make goes to a folder of that name.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Profile:
     notebooks: Mapping[str, Mapping[str, Any]]
     cell_timeout: int | None = None
     after: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class NotebookRun:
         Seconds that one cell may take; None for no limit.
     after : sequence of str
         Names of notebooks that it waits for, where they run too.
+    variant : str
+        Of the profile; empty for the profile's own parameters.
     """
 
     source: Path
@@ -121,11 +127,16 @@ class NotebookRun:
     parameters: Mapping[str, Any]
     cell_timeout: int | None = None
     after: Sequence[str] = ()
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """Of the notebook."""
-        return self.source.stem
+        """Of the notebook, behind that of its variant."""
+        return _within(self.variant, self.source.stem)
+
+
+def _within(variant: str, name: str) -> str:
+    return f"{variant}/{name}" if variant else name
 
 
 # ---------------------------------------------------------------------------------------- what to run
@@ -184,7 +195,14 @@ def read_profile(name: str, folder: Path) -> Profile:
         late = [each for each in earlier if order.index(each) >= order.index(notebook)]
         if late:
             raise ColaError(f"{path}: {notebook} waits for {', '.join(late)}, and so must stand below it")
-    return Profile(name, content["about"], content["takes"], notebooks, content.get("cell_timeout"), after)
+    variants = {
+        str(variant): _mapping(values or {}, f"{path}: variant {variant}")
+        for variant, values in _mapping(content.get("variants") or {}, f"{path}: variants").items()
+    }
+    for variant in variants:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", variant):
+            raise ColaError(f"{path}: variant {variant!r} names a folder; give it letters, digits, '.', '_' and '-'")
+    return Profile(name, content["about"], content["takes"], notebooks, content.get("cell_timeout"), after, variants)
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -286,19 +304,27 @@ def plan(
     NotebookError
         If a notebook cannot be read, or an output would replace its source.
     """
-    by_profile = profile.notebooks if profile else {}
+    profile = profile or Profile("", "", "", {})
     runs = []
-    for name in names or by_profile:
-        source = _find(name, folder)
-        target = out / source.name
-        if target.resolve() == source.resolve():
-            raise NotebookError(f"{source}: the output would replace the source; give another --out")
-        parameters = {**by_profile.get(name, {}), **(overrides or {})}
-        if fresh and PACKED in declared_parameters(source):
-            parameters[PACKED] = []
-        _check_parameters(source, parameters)
-        timeout, after = (profile.cell_timeout, profile.after.get(name, ())) if profile else (None, ())
-        runs.append(NotebookRun(source, target, parameters, timeout, after))
+    for variant, differing in {"": {}, **profile.variants}.items():
+        known: set[str] = set()
+        for name in names or profile.notebooks:
+            source = _find(name, folder)
+            target = out / variant / source.name
+            if target.resolve() == source.resolve():
+                raise NotebookError(f"{source}: the output would replace the source; give another --out")
+            declared = declared_parameters(source)
+            known |= declared.keys()
+            own = {key: value for key, value in differing.items() if key in declared}
+            parameters = {**profile.notebooks.get(name, {}), **own, **(overrides or {})}
+            if fresh and PACKED in declared:
+                parameters[PACKED] = []
+            _check_parameters(source, parameters)
+            after = tuple(_within(variant, earlier) for earlier in profile.after.get(name, ()))
+            runs.append(NotebookRun(source, target, parameters, profile.cell_timeout, after, variant))
+        for key in differing:
+            if not names and key not in known:
+                raise UnknownNameError("parameter", key, known, f"No notebook of variant {variant} has it")
     if not runs:
         raise ColaError("nothing to run: name a notebook, or a profile that has some")
     return runs

@@ -54,8 +54,9 @@ def fingerprint_tensors(named: Iterable[tuple[str, Any]]) -> str:
 
     Parameters
     ----------
-    named : iterable of (str, torch.Tensor)
-        For example ``model.state_dict().items()``. Order does not matter.
+    named : iterable of (str, torch.Tensor or callable)
+        For example ``model.state_dict().items()``. Order does not matter. A callable makes its tensor when its turn
+        comes, so that tensors which lie in files need not be in memory together.
 
     Returns
     -------
@@ -65,7 +66,8 @@ def fingerprint_tensors(named: Iterable[tuple[str, Any]]) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda pair: pair[0]):
+    for name, tensor_or_reader in sorted(named, key=lambda pair: pair[0]):
+        tensor = tensor_or_reader if isinstance(tensor_or_reader, torch.Tensor) else tensor_or_reader()
         flat = tensor.detach().contiguous().cpu().reshape(-1)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")

@@ -55,6 +55,7 @@ COMMANDS = {
         "--propagate",
         "--device",
         "--dtype",
+        "--stream",
         "--out",
         "--overwrite",
         "--json",

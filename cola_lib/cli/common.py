@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from cola_lib.models import LanguageModel
 
 
-def load(model: str, *, device: str, dtype: str) -> LanguageModel:
+def load(model: str, *, device: str, dtype: str, stream: bool = False, scratch: Path | None = None) -> LanguageModel:
     """Load a model without a bar for each of its files."""
     from transformers.utils.logging import disable_progress_bar
 
     from cola_lib.models import load_model
 
     disable_progress_bar()  # a bar for each file that is read would stand between those that matter
-    return load_model(model, device=device, dtype=dtype)
+    return load_model(model, device=device, dtype=dtype, stream=stream, scratch=scratch)
 
 
 def check_name(kind: str, name: str, known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from cola_lib.cli.options import (
     SeedOption,
     calibration_option,
     method_option,
+    model_option,
     output_option,
 )
 from cola_lib.errors import SpecError
@@ -44,6 +45,14 @@ def compress(
     model: ModelOption,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stream: Annotated[
+        bool,
+        model_option(
+            "--stream",
+            help="For models larger than memory: read one block at a time from the checkpoint's safetensors files. "
+            "The disk that holds --out needs room for the model.",
+        ),
+    ] = False,
     source: Annotated[
         list[str] | None,
         calibration_option(
@@ -221,6 +230,11 @@ def compress(
 
         cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method smoothquant \
             --alpha 0.5 --save-as compressed-tensors --out w8a8
+
+    Prune a model that is larger than memory:
+
+        cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --method wanda \
+            --pattern 4:8 --out pruned
     """
     check_name("save-as", save_as, SAVED)
     check_name("layout", layout, LAYOUTS)
@@ -247,6 +261,8 @@ def compress(
     packed = save_as == "compressed-tensors"
     if packed:
         export.check_exportable(spec)
+        if stream:
+            raise SpecError("--save-as compressed-tensors packs a model that is in memory; leave out --stream")
     elif getattr(spec, "act_bits", None) is not None:
         raise SpecError(
             f"{spec.label} rounds activations when the model runs, and a dense checkpoint cannot say so; give "
@@ -263,7 +279,8 @@ def compress(
     from cola_lib import compress as compression
     from cola_lib.calibration import calibration_set
 
-    lm = load(model, device=device, dtype=dtype)
+    # Changed blocks wait beside --out: on the disk where they are wanted, and hidden if the process is killed.
+    lm = load(model, device=device, dtype=dtype, stream=stream, scratch=out.absolute().parent)
     settled = compression.settle(lm, spec)
     if spec.calibrated:
         if read is None:

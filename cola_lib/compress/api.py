@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
@@ -19,7 +19,7 @@ from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
 from cola_lib.revisions import revisions
-from cola_lib.statistics import LayerStatistics, Propagate, walk
+from cola_lib.statistics import InputStatistics, LayerStatistics, Propagate, walk
 
 if TYPE_CHECKING:
     from cola_lib.calibration import CalibrationSet
@@ -94,16 +94,6 @@ class CompressionReport:
         return plain
 
 
-def _pointers(lm: LanguageModel) -> dict[str, Tensor]:
-    """Name the tensors behind the parameters. Compression replaces tensors and never writes into them."""
-    return {name: parameter.data for name, parameter in lm.model.named_parameters()}
-
-
-def _point(lm: LanguageModel, pointers: dict[str, Tensor]) -> None:
-    for name, parameter in lm.model.named_parameters():
-        parameter.data = pointers[name]
-
-
 @contextmanager
 def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
     """Put a model's weights back, and how it rounds activations, when the block of code is left, however it is left.
@@ -113,33 +103,21 @@ def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
     lm : LanguageModel
         The originals are kept, not copied, while the block runs.
     """
-    put_back = _as_it_is(lm)
+    before = lm.weights()
     try:
         yield lm
     finally:
-        put_back()
+        lm.put_back(before)
 
 
 @contextmanager
 def _unchanged_on_error(lm: LanguageModel) -> Iterator[None]:
-    put_back = _as_it_is(lm)
+    before = lm.weights()
     try:
         yield
     except BaseException:
-        put_back()
+        lm.put_back(before)
         raise
-
-
-def _as_it_is(lm: LanguageModel) -> Callable[[], None]:
-    """Remember a model, and return what makes it so again."""
-    pointers, rounding, known = _pointers(lm), lm.input_rounding, lm.fingerprint
-
-    def put_back() -> None:
-        _point(lm, pointers)
-        lm.round_inputs(rounding)
-        lm.weights_changed(known)
-
-    return put_back
 
 
 def _apply(lm: LanguageModel, block: nn.Module, name: str, update: BlockUpdate) -> None:
@@ -148,6 +126,7 @@ def _apply(lm: LanguageModel, block: nn.Module, name: str, update: BlockUpdate) 
     if update.rounding:
         added = {f"{name}.{layer}": rounding for layer, rounding in update.rounding.items()}
         lm.round_inputs(lm.input_rounding | added)
+    lm.weights_changed()
 
 
 def settle(lm: LanguageModel, spec: Spec) -> Spec:
@@ -193,10 +172,16 @@ def _steps(
     if calibration is not None:
         for step in walk(lm, calibration, propagate=propagate, progress=progress):
             yield step.index, step.name, step.block, step.statistics
+            del step  # its Gram matrices would stay while the next block makes its own
         return
-    bar = tqdm(lm.blocks, desc="compress", unit="block", disable=not progress, leave=False)
-    for index, block in enumerate(bar):
-        yield index, lm.block_name(index), block, statistics.block(index) if statistics else None
+    for index in tqdm(range(len(lm.blocks)), desc="compress", unit="block", disable=not progress, leave=False):
+        with lm.resident(index) as block:
+            yield index, lm.block_name(index), block, _of_block(lm, statistics, index) if statistics else None
+
+
+def _of_block(lm: LanguageModel, statistics: LayerStatistics, index: int) -> dict[str, InputStatistics]:
+    """Statistics of one block's inputs, where they are computed with."""
+    return {group: stats.to(lm.device) for group, stats in statistics.block(index).items()}
 
 
 def _check_arguments(
@@ -248,7 +233,9 @@ def compress(
     ----------
     lm : LanguageModel
         Its weights are replaced, and where the specification says so its linear layers round their inputs from then
-        on: see :meth:`~cola_lib.models.LanguageModel.round_inputs`. After an error it is as it was.
+        on: see :meth:`~cola_lib.models.LanguageModel.round_inputs`. After an error it is as it was. Of a streamed model
+        one block is in memory at a time; what replaces it goes to files, and
+        :func:`~cola_lib.compress.save_checkpoint` makes them a checkpoint.
     spec : PruneSpec, QuantSpec or LowRankSpec
         What to do, from :func:`~cola_lib.compress.method_spec`.
     calibration : CalibrationSet, optional
@@ -281,6 +268,8 @@ def compress(
     _check_arguments(lm, spec, calibration, statistics)
     if keep_codes and not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} rounds to no codes that could be kept; leave keep_codes out, or quantize")
+    if keep_codes and lm.streamed is not None:
+        raise SpecError("keep_codes holds codes of all blocks in memory, and this model is streamed; load it whole")
     for target, of_target in (targets or {}).items():
         _check_model(lm, of_target, f"the statistics of target {target!r}")
     spec = settle(lm, spec)
@@ -290,7 +279,7 @@ def compress(
         calibration = None
     with _unchanged_on_error(lm):
         for index, name, block, stats in _steps(lm, calibration, statistics, propagate, progress):
-            on_targets = {target: each.block(index) for target, each in (targets or {}).items()}
+            on_targets = {target: _of_block(lm, each, index) for target, each in (targets or {}).items()}
             update = compress_block(
                 block, name, stats, spec, lm.architecture, lm.model.config, on_targets, keep_codes=keep_codes
             )
@@ -298,7 +287,8 @@ def compress(
             reports += update.reports
             quantized |= {f"{name}.{layer}": codes for layer, codes in update.quantized.items()}
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))
-        lm.weights_changed()
+            # What was found for this block would stay in memory while the next one is solved.
+            del block, stats, on_targets, update
     source = calibration or statistics
     return CompressionReport(
         spec=spec,

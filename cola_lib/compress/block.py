@@ -379,5 +379,6 @@ def compress_block(
         if producer.module in update.quantized:
             divisor = row_divisor(block, producer, scale, config)
             update.quantized[producer.module] = update.quantized[producer.module].divided(divisor)
-    update.values = {key: value.to(dtypes[key]) for key, value in update.values.items()}
+    for key in update.values:  # one by one, so that a block in float32 and one in bfloat16 are not there together
+        update.values[key] = update.values[key].to(dtypes[key])
     return update

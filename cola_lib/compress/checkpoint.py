@@ -110,8 +110,7 @@ def save_checkpoint(
     check_dense(lm)
     needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
-        lm.model.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
+        lm.save(partial)
         write_report(report, partial)
     return Path(out)
 

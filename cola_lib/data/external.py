@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cola_lib.data.benchmarks import question_answer
+from cola_lib.data.layouts import as_question
 from cola_lib.data.sample import Sample, content_hash
 from cola_lib.errors import DataError, UnknownNameError
 
@@ -23,6 +26,8 @@ TEXT_COLUMNS = ("text", "content")
 OPTIONAL = ("domain", "language", "difficulty", "subject", "reasoning", "split_key")
 
 _LOCAL = re.compile(r"^(?P<path>.+?(?:\.jsonl|\.parquet|\.txt))(?::column=(?P<column>.+))?$")
+_ONE_FILE = re.compile(r"\.(?:jsonl?|parquet)(?:\.gz|\.zst)?$")
+_FIRST = re.compile(r"train(?:\[:(?P<n>\d+)\])?")
 _COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice, as in train[:100]
 
 Row = tuple[str, Mapping[str, Any]]
@@ -41,10 +46,12 @@ def load_external(name: str) -> list[Sample]:
     ----------
     name : str
         ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be
-        a local folder; or a path ending in ``.jsonl``, ``.parquet`` or ``.txt``, the first two
-        with ``:column=NAME`` if the text is in another column than ``text`` or ``content``. Records with
-        ``question`` and ``answer`` are joined to a text; ``reasoning``, ``choices``, ``gold``, ``domain``,
-        ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept.
+        a local folder, or one file of a dataset: ``"hf:allenai/c4/en/c4-train.00000-of-01024.json.gz"``,
+        of which ``::train[:1000]`` takes the first rows; or a path ending in ``.jsonl``, ``.parquet`` or
+        ``.txt``, the first two with ``:column=NAME`` if the text is in another column than ``text`` or
+        ``content``. Records with ``question`` and ``answer`` are joined to a text; ``reasoning``, ``choices``,
+        ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept. Those of
+        CommonsenseQA, MathQA and CodeQA are read from the columns that their publishers gave them.
 
     Returns
     -------
@@ -98,6 +105,8 @@ def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]
 
 def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None) -> Sample | None:
     """Build a sample, or None from a record whose text is empty."""
+    if column is None:
+        record = as_question(record)
     question, answer = _string(record, "question", where), _string(record, "answer", where)
     text = _text(record, column, where)
     if not text.strip():
@@ -162,13 +171,17 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: a JSON object is needed, and this is a {type(record).__name__}")
-        yield where, record
+        yield where, _json_object(where, line)
+
+
+def _json_object(where: str, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON object is needed, and this is a {type(record).__name__}")
+    return record
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -220,6 +233,8 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str, str | None]:
 
 def _hub_rows(name: str) -> tuple[Iterator[Row], str | None]:
     dataset, config, split, column = parse_hub_name(name)
+    if _ONE_FILE.search(dataset):
+        return _file_rows(name, dataset, config, split), column
     # Imported here: it takes seconds, and only this function needs it.
     import datasets
 
@@ -230,13 +245,63 @@ def _hub_rows(name: str) -> tuple[Iterator[Row], str | None]:
             f"dataset {dataset!r} was not found: {_first_line(error)}. Check its name on the hub and that this "
             "machine is online; or download it and name the folder: hf:/path/to/folder"
         ) from error
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"dataset {dataset!r} (config {config or 'default'}, split {split}) cannot be read: {_first_line(error)}"
         ) from error
     if column is not None and column not in table.column_names:
         raise UnknownNameError(f"column of {dataset!r}", column, table.column_names)
     return ((f"{dataset}, row {i}", record) for i, record in enumerate(table)), column
+
+
+def _file_rows(name: str, file: str, config: str | None, split: str) -> Iterator[Row]:
+    """Read one file of a dataset: of the terabytes of a corpus, a calibration set needs some megabytes."""
+    asked = _FIRST.fullmatch(split)
+    if config is not None or asked is None:
+        raise DataError(
+            f"source {name!r} names one file, which has no configuration and no splits; its first rows are "
+            "hf:FILE::train[:N], and all of them hf:FILE"
+        )
+    path = _hub_file(file)
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _compressed_rows(path)
+    return islice(rows, int(asked["n"]) if asked["n"] else None)
+
+
+def _hub_file(file: str) -> Path:
+    """Where a file of a dataset lies on this machine, after it was fetched if need be."""
+    local = Path(file).expanduser()
+    if local.is_file():
+        return local
+    owner, repository, inside = (*file.split("/", 2), "", "")[:3]
+    if not (owner and repository and inside):
+        raise DataError(f"no file {file}: check the path; a file of a dataset on the hub is hf:OWNER/NAME/path/in/it")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", inside, repo_type="dataset"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataError(
+            f"{inside} of dataset {owner}/{repository} was not found: {_first_line(error)}. Check its name on the hub "
+            "and that this machine is online; or download it and name the file: hf:/path/to/file"
+        ) from error
+
+
+def _compressed_rows(path: Path) -> Iterator[Row]:
+    """Read JSON lines, packed or not, no further than is asked for."""
+    try:
+        with (
+            pa.input_stream(str(path), compression="detect") as unpacked,
+            io.TextIOWrapper(unpacked, encoding="utf-8") as lines,
+        ):
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield where, _json_object(where, line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
@@ -61,6 +61,9 @@ class Experiment:
         :func:`~cola_lib.evaluate.source_suite`.
     spot_check : bool
         Compute one stored cell of every grid again, and compare.
+    overlap : {"drop", "raise", "allow"}
+        What is done with samples of a dataset of your own that repeat evaluation items. They are left out and counted
+        in a warning, since any large corpus of the web has some.
     """
 
     model: str = "smollm2-135m"
@@ -77,6 +80,7 @@ class Experiment:
     target_samples: int = 16
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
+    overlap: Literal["drop", "raise", "allow"] = "drop"
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -130,7 +134,7 @@ class Experiment:
                 seed=self.seed,
                 draw=draw,
                 n_draws=self._divided(n_draws),
-                **sizes,
+                **({"overlap": self.overlap} | sizes),
             )
         if split is not None:
             built = built.split_rows(split)

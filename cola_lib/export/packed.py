@@ -299,6 +299,8 @@ def export_quantized(
         If the format cannot hold the result, codes were not kept, or the model has changed since.
     """
     check_exportable(report.spec)
+    if lm.streamed is not None:
+        raise SpecError("a streamed model cannot be packed: its codes would all be in memory; load it whole to pack it")
     chosen = lm.dtype if dtype == "auto" else resolve_dtype(dtype, lm.device)
     _check_codes(lm, report)
     tensors = _state(lm, report, chosen)

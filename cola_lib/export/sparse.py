@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cola_lib.compress import CompressionReport, PruneSpec, check_dense, checkpoint_folder, write_report
 from cola_lib.errors import SpecError
@@ -121,6 +122,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _layer_sparsity(layer: str, weight: Tensor) -> LayerSparsity:
+    zero = weight == 0
+    # Inputs beyond the last whole group of four belong to none.
+    groups = zero[:, : weight.shape[1] // 4 * 4].unflatten(1, (-1, 4)).sum(-1)
+    return LayerSparsity(layer, *weight.shape, int(zero.sum()), float((groups >= 2).to(torch.float64).mean()))
+
+
 def sparsity_of(lm: LanguageModel) -> SparsityReport:
     """Count the zeros of a model.
 
@@ -134,14 +142,11 @@ def sparsity_of(lm: LanguageModel) -> SparsityReport:
     SparsityReport
     """
     layers = []
-    for index, block in enumerate(lm.blocks):
-        for name in lm.architecture.layers:
-            weight = block.get_submodule(name).weight
-            zero = weight == 0
-            # Inputs beyond the last whole group of four belong to none.
-            groups = zero[:, : weight.shape[1] // 4 * 4].unflatten(1, (-1, 4)).sum(-1)
-            two_four = float((groups >= 2).to(torch.float64).mean())
-            layers.append(LayerSparsity(f"{lm.block_name(index)}.{name}", *weight.shape, int(zero.sum()), two_four))
+    for index in range(len(lm.blocks)):
+        with lm.resident(index) as block:
+            for name in lm.architecture.layers:
+                layer = f"{lm.block_name(index)}.{name}"
+                layers.append(_layer_sparsity(layer, block.get_submodule(name).weight))
     return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in lm.model.parameters()))
 
 
@@ -179,8 +184,7 @@ def export_sparse(
     found = sparsity_of(lm)
     needed = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
-        lm.model.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
+        lm.save(partial)
         (Path(partial) / SPARSITY).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
         write_report(report, partial)
     return found

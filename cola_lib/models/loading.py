@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -20,6 +22,7 @@ from cola_lib.errors import ColaError, SpecError, UnknownNameError
 from cola_lib.fingerprint import fingerprint, fingerprint_tensors
 from cola_lib.models.architectures import Architecture, architecture_of
 from cola_lib.models.rounding import InputRounding
+from cola_lib.models.streaming import StreamedBlocks, open_streamed
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,26 @@ class LanguageModel:
         As the user gave it.
     architecture : Architecture
         The model type's row in the table.
+    streamed : StreamedBlocks or None
+        What brings the blocks of a model that is larger than memory; ``None`` when all of it is in memory.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     architecture: Architecture
+    streamed: StreamedBlocks | None = None
     _fingerprint: str | None = field(default=None, repr=False)
     _rounding: dict[str, tuple[InputRounding, RemovableHandle]] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """Device that computes: where the blocks are, or come to when they are streamed."""
+        return self.home if self.streamed is None else self.streamed.device
+
+    @property
+    def home(self) -> torch.device:
+        """Device of the embeddings, and of what waits between two blocks: main memory when blocks are streamed."""
         return self.model.device
 
     @property
@@ -81,13 +92,36 @@ class LanguageModel:
         block = self.blocks[index]
         return next(name for name, module in self.model.named_modules() if module is block)
 
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """Have a block's weights in memory, on :attr:`device`.
+
+        Parameters
+        ----------
+        index : int
+            Position of the block, from 0.
+
+        Yields
+        ------
+        nn.Module
+            The block. Of a streamed model, what is changed meanwhile lasts if :meth:`weights_changed` is called
+            before the block is left, and is lost otherwise.
+        """
+        if self.streamed is None:
+            yield self.blocks[index]
+            return
+        with self.streamed.resident(index) as block:
+            yield block
+
     @property
     def fingerprint(self) -> str:
         """Hash of the configuration's architecture, of every weight and of how inputs are rounded; kept once known."""
         if self._fingerprint is None:
             shape = {k: v for k, v in self.model.config.to_dict().items() if k in _ARCHITECTURAL}
-            weights = fingerprint_tensors(self.model.state_dict().items())
-            facts = {"config": shape, "weights": weights}
+            tensors: dict[str, Any] = dict(self.model.state_dict())
+            if self.streamed is not None:
+                tensors |= dict(self.streamed.tensors())
+            facts = {"config": shape, "weights": fingerprint_tensors(tensors.items())}
             if self._rounding:  # a model that rounds nothing keeps the name it had before there was rounding
                 facts["input_rounding"] = {name: asdict(rounding) for name, rounding in self.input_rounding.items()}
             self._fingerprint = fingerprint(facts)
@@ -124,15 +158,72 @@ class LanguageModel:
                 self._rounding[name] = new, handle
         self._fingerprint = None
 
-    def weights_changed(self, fingerprint: str | None = None) -> None:
+    def weights_changed(self) -> None:
         """Forget the fingerprint, because a weight is no longer what it was.
+
+        To be called while the block is :meth:`resident`.
+        """
+        self._fingerprint = None
+        if self.streamed is not None:
+            self.streamed.changed()
+
+    def weights(self) -> Weights:
+        """Keep hold of the weights as they are, without a copy: tensors are to be replaced, never written into."""
+        in_memory = {name: p.data for name, p in self.model.named_parameters() if not p.is_meta}
+        files = {} if self.streamed is None else self.streamed.kept()
+        return Weights(in_memory, files, self.input_rounding, self.fingerprint)
+
+    def put_back(self, weights: Weights) -> None:
+        """Make the weights what they were, and how inputs are rounded.
 
         Parameters
         ----------
-        fingerprint : str, optional
-            What it is now, where that is known: weights that were put back.
+        weights : Weights
+            From :meth:`weights`.
         """
-        self._fingerprint = fingerprint
+        for name, parameter in self.model.named_parameters():
+            if name in weights.in_memory:
+                parameter.data = weights.in_memory[name]
+        if self.streamed is not None:
+            self.streamed.put_back(weights.files)
+        self.round_inputs(weights.rounding)
+        self._fingerprint = weights.fingerprint
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write model and tokenizer as a checkpoint that transformers loads.
+
+        Parameters
+        ----------
+        folder : path
+            A streamed model's has a file for each block, and is written without the model in memory.
+        """
+        if self.streamed is None:
+            self.model.save_pretrained(folder)
+        else:
+            self.streamed.save(self.model, Path(folder))
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model at one moment, and how it rounded inputs, to be put back.
+
+    Parameters
+    ----------
+    in_memory : dict of str to Tensor
+        The tensors behind the parameters, by name.
+    files : dict of int to object
+        Of a streamed model, the files of the blocks that had been changed, by position.
+    rounding : dict of str to InputRounding
+        By qualified name of the layer.
+    fingerprint : str
+        The model's at that moment.
+    """
+
+    in_memory: dict[str, Tensor]
+    files: dict[int, Any]
+    rounding: dict[str, InputRounding]
+    fingerprint: str
 
 
 _ARCHITECTURAL = frozenset(
@@ -220,6 +311,8 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
+    stream: bool = False,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Load a model by name.
 
@@ -231,6 +324,13 @@ def load_model(
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype : str or torch.dtype
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    stream : bool
+        Leave the blocks in the checkpoint's safetensors files, for models larger than memory: the walk, and with it
+        :func:`~cola_lib.compress.compress`, has one in memory at a time. Such a model can be compressed and saved, and
+        nothing else.
+    scratch : path, optional
+        Folder for the blocks of a streamed model that are changed: as large as the model, on a disk and not in
+        memory. Default: the system's folder for temporary files.
 
     Returns
     -------
@@ -242,7 +342,8 @@ def load_model(
     UnknownNameError
         If the name, the model type or the dtype is not known.
     ColaError
-        If the checkpoint cannot be read, with transformers' reason, or is quantized already.
+        If the checkpoint cannot be read, with transformers' reason, or is quantized already; or if it is to be
+        streamed and has no safetensors files.
     """
     name = os.fspath(name_or_path)
     where = _location(name)
@@ -251,11 +352,17 @@ def load_model(
         config = AutoConfig.from_pretrained(where)
         architecture = architecture_of(config)
         _refuse_quantized(config, name)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype, target))
+        streamed, number = None, resolve_dtype(dtype, target)
+        if stream:
+            model, streamed = open_streamed(
+                where, config, architecture.blocks, device=target, dtype=number, scratch=scratch
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=number).to(target)
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ColaError(f"model {name!r} could not be loaded from {where}: {reason}") from error
-    model.to(target).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     log.debug("loaded %s: %s on %s", name, type(model).__name__, target)
-    return LanguageModel(model, tokenizer, name, architecture)
+    return LanguageModel(model, tokenizer, name, architecture, streamed)

@@ -97,6 +97,19 @@ class InputStatistics:
         """Width of the input."""
         return self.gram.shape[0]
 
+    def to(self, device: torch.device) -> InputStatistics:
+        """Return the statistics on a device: these very ones, with the factors they keep, if they are there.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the sums are wanted.
+        """
+        if self.gram.device == device:
+            return self
+        abs_max = None if self.abs_max is None else self.abs_max.to(device)
+        return InputStatistics(self.gram.to(device), self.abs_sum.to(device), self.n_tokens, abs_max)
+
     def update(self, X: Tensor, weights: Tensor | None = None) -> None:
         """Add tokens, in place.
 

@@ -29,7 +29,7 @@ class Batch:
     Parameters
     ----------
     hidden : Tensor of shape (n_rows, seq_len, d_model)
-        What the next block will read.
+        What the next block will read. It waits with the model's embeddings: in main memory if blocks are streamed.
     arguments : list of dict
         Keyword arguments that the model passes to each block: masks, positions, rotary tables.
     mask : Tensor of shape (n_rows, seq_len), bool, or None
@@ -55,7 +55,7 @@ class BlockStep:
     name : str
         Qualified name, for messages.
     block : nn.Module
-        Its weights may be changed before the walk is resumed.
+        Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
     statistics : dict of str to InputStatistics
         By input group.
     """
@@ -91,9 +91,9 @@ def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
     mask = rows.attention_mask.bool()
     full = bool(mask.all())
     # Without a mask, attention kernels take their faster causal path.
-    attention_mask = None if full else mask.to(lm.device, torch.long)
+    attention_mask = None if full else mask.to(lm.home, torch.long)
     with _recorded(lm.blocks, calls):
-        lm.decoder(input_ids=rows.input_ids.to(lm.device), attention_mask=attention_mask, use_cache=False)
+        lm.decoder(input_ids=rows.input_ids.to(lm.home), attention_mask=attention_mask, use_cache=False)
     arguments = [kwargs for _, kwargs in calls]
     weights = None
     if rows.weights is not None:
@@ -101,10 +101,22 @@ def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
     return Batch(calls[0][0], arguments, None if full else mask.to(lm.device), weights)
 
 
-def _run(block: nn.Module, index: int, batch: Batch) -> Tensor:
-    """Run one block over one batch."""
-    output = block(batch.hidden, **batch.arguments[index])
-    return output[0] if isinstance(output, tuple) else output
+def _on(device: torch.device, value: Any) -> Any:
+    """Move the tensors in a block's arguments; what is on the device already stays as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(_on(device, part) for part in value)
+    if isinstance(value, dict):
+        return {key: _on(device, part) for key, part in value.items()}
+    return value
+
+
+def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Tensor:
+    """Run one block over one batch, on the block's device, and bring the output back to where the batch waits."""
+    output = block(batch.hidden.to(device), **_on(device, batch.arguments[index]))
+    output = output[0] if isinstance(output, tuple) else output
+    return output.to(batch.hidden.device)
 
 
 @contextmanager
@@ -142,7 +154,8 @@ def walk(
     Parameters
     ----------
     lm : LanguageModel
-        The walk changes no weight of it; whoever consumes the walk may, block by block.
+        The walk changes no weight of it; whoever consumes the walk may, block by block, and says so by
+        :meth:`~cola_lib.models.LanguageModel.weights_changed`. A streamed model has the block at hand in memory only.
     calibration : CalibrationSet
         Padding never enters a statistic. If the set has weights, each token counts as much as its row's.
     propagate : {"original", "compressed"}
@@ -168,22 +181,24 @@ def walk(
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
     starts = range(0, calibration.n_samples, batch_size)
     batches = [_embed(lm, calibration.rows(start, start + batch_size)) for start in starts]
-    blocks = lm.blocks
-    names = [lm.block_name(index) for index in range(len(blocks))]
-    for index, block in enumerate(tqdm(blocks, desc="walk", unit="block", disable=not progress, leave=False)):
-        current: list[Batch] = [batches[0]]
-        with _watched(lm, block, current) as statistics:
-            for batch in batches:
-                current[0] = batch
-                output = _run(block, index, batch)
-                if propagate == "original":
-                    batch.hidden = output
-        for group in lm.architecture.groups:
-            statistics[group.name].check(f"{names[index]}.{group.layers[0]}")
-        yield BlockStep(index, names[index], block, statistics)
-        if propagate == "compressed" and index + 1 < len(blocks):
-            for batch in batches:
-                batch.hidden = _run(block, index, batch)
+    n_blocks = len(lm.blocks)
+    for index in tqdm(range(n_blocks), desc="walk", unit="block", disable=not progress, leave=False):
+        name = lm.block_name(index)
+        with lm.resident(index) as block:
+            current: list[Batch] = [batches[0]]
+            with _watched(lm, block, current) as statistics:
+                for batch in batches:
+                    current[0] = batch
+                    output = _run(block, index, batch, lm.device)
+                    if propagate == "original":
+                        batch.hidden = output
+            for group in lm.architecture.groups:
+                statistics[group.name].check(f"{name}.{group.layers[0]}")
+            yield BlockStep(index, name, block, statistics)
+            del statistics  # its Gram matrices would stay while the next block makes its own
+            if propagate == "compressed" and index + 1 < n_blocks:
+                for batch in batches:
+                    batch.hidden = _run(block, index, batch, lm.device)
 
 
 def collect_statistics(
@@ -210,10 +225,10 @@ def collect_statistics(
     -------
     LayerStatistics
         About 13 MB a block for the embedded model, 1 GB a block for an 8 B model: for large models take the
-        blocks from :func:`walk` one at a time instead.
+        blocks from :func:`walk` one at a time instead. Those of a streamed model are in main memory.
     """
     inputs = {
-        (step.index, group): stats
+        (step.index, group): stats.to(lm.home)
         for step in walk(lm, calibration, propagate="original", batch_size=batch_size, progress=progress)
         for group, stats in step.statistics.items()
     }
