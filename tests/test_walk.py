@@ -249,6 +249,35 @@ def test_a_layer_s_energy_is_kept_until_more_tokens_come():
     assert stats.energy_of("a", torch.eye(4)) == pytest.approx(8)
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_energies_that_the_walk_saw_are_those_of_the_gram_matrices(model_type):
+    lm, calibration = tiny_language_model(model_type), rows((12, 3, 8, 12, 12))
+    weighted = replace(calibration, weights=(0.5, 2.0, 1.0, 3.0, 0.25))
+    found = collect_statistics(lm, weighted, batch_size=2, progress=False)
+    both = found + 0.5 * collect_statistics(lm, calibration, batch_size=2, progress=False)
+    for index in range(len(lm.blocks)):
+        for group in lm.architecture.groups:
+            for layer in group.layers:
+                W, name = lm.blocks[index].get_submodule(layer).weight, f"{lm.block_name(index)}.{layer}"
+                for stats in (found[index, group.name], both[index, group.name]):
+                    exact = stats.output_energy(W)
+                    # Another weight would be taken if the energy were not known.
+                    assert stats.energy_of(name, torch.zeros_like(W)) == pytest.approx(exact, rel=1e-4), name
+
+
+def test_energies_that_are_not_of_all_tokens_are_not_taken():
+    stats = InputStatistics.empty(4)
+    stats.update(torch.eye(4))
+    stats.watch_outputs("a", 3 * torch.eye(4))
+    assert stats.energy_of("a", torch.eye(4)) == pytest.approx(36)
+    assert (stats + stats).energy_of("a", torch.eye(4)) == pytest.approx(72)
+    stats.update(torch.eye(4))
+    assert stats.energy_of("a", torch.eye(4)) == pytest.approx(8)
+    unwatched = InputStatistics.empty(4)
+    unwatched.update(torch.eye(4))
+    assert (unwatched + unwatched).energy_of("a", torch.eye(4)) == pytest.approx(8)
+
+
 def test_weights_of_rows_weigh_their_statistics():
     lm, calibration = tiny_language_model(), rows((12, 3, 8, 12, 12))
     weights = (0.5, 2.0, 1.0, 3.0, 0.25)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[stop:, start:stop] = total[start:stop, stop:].T
 
 
+class Energy(NamedTuple):
+    """Sum of squares of a layer's outputs, and the tokens that it is of."""
+
+    value: Tensor  # of shape (), float64: on the device, where nobody has to wait for it
+    n_tokens: float
+
+
 @dataclass
 class InputStatistics:
     """Sums over the tokens that one input of a block has seen.
@@ -77,6 +84,7 @@ class InputStatistics:
     abs_max: Tensor | None = None
     _factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _energies: dict[str, float] = field(default_factory=dict, repr=False)
+    _watched: dict[str, Energy] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> InputStatistics:
@@ -108,7 +116,8 @@ class InputStatistics:
         if self.gram.device == device:
             return self
         abs_max = None if self.abs_max is None else self.abs_max.to(device)
-        return InputStatistics(self.gram.to(device), self.abs_sum.to(device), self.n_tokens, abs_max)
+        gram, abs_sum = self.gram.to(device), self.abs_sum.to(device)
+        return InputStatistics(gram, abs_sum, self.n_tokens, abs_max, _watched=dict(self._watched))
 
     def update(self, X: Tensor, weights: Tensor | None = None) -> None:
         """Add tokens, in place.
@@ -189,16 +198,43 @@ class InputStatistics:
         """
         return float(torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64))
 
-    def energy_of(self, layer: str, W: Tensor) -> float:
-        """Energy that a layer of the untouched model makes of these inputs, computed once.
+    def watch_outputs(self, layer: str, Y: Tensor, weights: Tensor | None = None) -> None:
+        """Add up what a layer makes of the tokens that :meth:`update` was given last.
 
         Parameters
         ----------
         layer : str
-            Name under which it is kept: every method that is tried on a layer asks for it.
-        W : Tensor of shape (d_out, d_in)
-            The layer's weight before compression.
+            Its qualified name.
+        Y : Tensor of shape (n_tokens, d_out)
+            Outputs without bias.
+        weights : Tensor of shape (n_tokens,), optional
+            As given to :meth:`update`.
         """
+        Y = Y.float()
+        squares = torch.linalg.vecdot(Y, Y)
+        value = (squares if weights is None else squares * weights).sum(dtype=torch.float64)
+        if layer in self._watched:
+            value += self._watched[layer].value
+        self._watched[layer] = Energy(value, self.n_tokens)
+
+    def energy_of(self, layer: str, W: Tensor) -> float:
+        """Energy that a layer of the untouched model makes of these inputs.
+
+        Parameters
+        ----------
+        layer : str
+            Its qualified name.
+        W : Tensor of shape (d_out, d_in)
+            Its weight before compression.
+
+        Notes
+        -----
+        The walk saw the layer's outputs, whose squares need no product. Where they are not known for all the tokens, it
+        is computed from the Gram matrix, once: every method that is tried on a layer asks for it.
+        """
+        watched = self._watched.get(layer)
+        if watched is not None and watched.n_tokens == self.n_tokens:
+            return float(watched.value)
         if layer not in self._energies:
             self._energies[layer] = self.output_energy(W)
         return self._energies[layer]
@@ -291,15 +327,27 @@ class InputStatistics:
             raise DataError(f"statistics of {self.d_in} and of {other.d_in} channels do not add")
         known = self.abs_max is not None and other.abs_max is not None
         abs_max = torch.maximum(self.abs_max, other.abs_max) if known else None
+        watched = {
+            layer: Energy(own.value + other._watched[layer].value, own.n_tokens + other._watched[layer].n_tokens)
+            for layer, own in self._watched.items()
+            if layer in other._watched
+        }
         return InputStatistics(
-            self.gram + other.gram, self.abs_sum + other.abs_sum, self.n_tokens + other.n_tokens, abs_max
+            self.gram + other.gram,
+            self.abs_sum + other.abs_sum,
+            self.n_tokens + other.n_tokens,
+            abs_max,
+            _watched=watched,
         )
 
     def __mul__(self, weight: float) -> InputStatistics:
         abs_max = self.abs_max if weight > 0 else None  # which token was largest is not known once tokens are taken off
         if weight == 0:
             abs_max = torch.zeros_like(self.abs_sum)  # no token is left
-        return InputStatistics(self.gram * weight, self.abs_sum * weight, self.n_tokens * weight, abs_max)
+        watched = {layer: Energy(own.value * weight, own.n_tokens * weight) for layer, own in self._watched.items()}
+        return InputStatistics(
+            self.gram * weight, self.abs_sum * weight, self.n_tokens * weight, abs_max, _watched=watched
+        )
 
     __rmul__ = __mul__
 

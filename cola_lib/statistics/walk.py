@@ -120,23 +120,43 @@ def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Te
 
 
 @contextmanager
-def _watched(lm: LanguageModel, block: nn.Module, current: list[Batch]) -> Iterator[dict[str, InputStatistics]]:
+def _watched(
+    lm: LanguageModel, name: str, block: nn.Module, current: list[Batch]
+) -> Iterator[dict[str, InputStatistics]]:
     """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
     statistics: dict[str, InputStatistics] = {}
+
+    def real(tensor: Tensor) -> Tensor:
+        """Take the tokens that are no padding: (n_rows, seq_len, ...) → (n_tokens, ...)."""
+        mask = current[0].mask
+        return tensor.flatten(0, 1) if mask is None else tensor[mask]
+
+    def weights() -> Tensor | None:
+        return None if current[0].weights is None else real(current[0].weights)
+
     with ExitStack() as undo:
         for group in lm.architecture.groups:
             # One layer stands for its group: they are called with the same tensor.
-            layer = block.get_submodule(group.layers[0])
-            stats = statistics[group.name] = InputStatistics.empty(layer.in_features, layer.weight.device)
+            first = block.get_submodule(group.layers[0])
+            stats = statistics[group.name] = InputStatistics.empty(first.in_features, first.weight.device)
 
             def watch(_: nn.Module, inputs: tuple[Tensor, ...], stats: InputStatistics = stats) -> None:
-                mask, weights = current[0].mask, current[0].weights
-                X = inputs[0].flatten(0, 1) if mask is None else inputs[0][mask]
-                if weights is not None:
-                    weights = weights.flatten() if mask is None else weights[mask]
-                stats.update(X, weights)
+                stats.update(real(inputs[0]), weights())
 
-            undo.callback(layer.register_forward_pre_hook(watch).remove)
+            undo.callback(first.register_forward_pre_hook(watch).remove)
+            for layer in group.layers:
+
+                def add(
+                    module: nn.Module,
+                    _: tuple[Tensor, ...],
+                    output: Tensor,
+                    stats: InputStatistics = stats,
+                    layer: str = f"{name}.{layer}",
+                ) -> None:
+                    bias = getattr(module, "bias", None)
+                    stats.watch_outputs(layer, real(output if bias is None else output - bias), weights())
+
+                undo.callback(block.get_submodule(layer).register_forward_hook(add).remove)
         yield statistics
 
 
@@ -186,7 +206,7 @@ def walk(
         name = lm.block_name(index)
         with lm.resident(index) as block:
             current: list[Batch] = [batches[0]]
-            with _watched(lm, block, current) as statistics:
+            with _watched(lm, name, block, current) as statistics:
                 for batch in batches:
                     current[0] = batch
                     output = _run(block, index, batch, lm.device)
