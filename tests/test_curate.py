@@ -128,6 +128,13 @@ def test_a_file_of_prompts_can_be_the_target(lm, tmp_path):
     assert list(found.facts["representativeness"]) == [str(prompts)]
 
 
+def test_a_target_can_be_made_beforehand(lm):
+    aim = load_target("math", capabilities=("math", "code"), limit=4)
+    found = curate(lm, "centroid_distance", ["gsm8k"], n_samples=3, seq_len=32, target=aim, limit=8)
+    assert set(found.facts["representativeness"]) == {"math", "code"} and found.facts["target"] == "math"
+    assert not aim.sample_ids & {name for row in found.rows.sample_ids for name in row}
+
+
 def test_sets_are_compared(made, lm):
     same = compare(made.rows, made.rows)
     assert same == {

@@ -96,6 +96,8 @@ def test_pools_share_no_text_with_each_other_or_the_targets(experiment):
     ids = [{s.id for some in pool.samples.values() for s in some} for pool in pools]
     target = experiment.target("math", 2).sample_ids
     assert target and not ids[0] & ids[1] and not (ids[0] | ids[1]) & target
+    few = replace(experiment, target_texts=3).target("math", 2)
+    assert {name: len(texts) for name, texts in few.texts.items()} == {"math": 3, "code": 3}
 
 
 def test_strategies_are_tried_without_an_evaluation_on_texts_that_nothing_was_chosen_for(experiment, monkeypatch):

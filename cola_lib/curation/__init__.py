@@ -14,7 +14,7 @@ from cola_lib.curation.making import curate
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.proxy import OBJECTIVES, EnergyObjective, GramObjective, Proxy, WandaObjective
 from cola_lib.curation.surprise import Perplexity
-from cola_lib.curation.target import GENERAL, OFF_TARGET, Target, deployment, load_target
+from cola_lib.curation.target import GENERAL, OFF_TARGET, TARGET_SAMPLES, Target, deployment, load_target
 
 __all__ = [
     "COLA_COMPOSITION",
@@ -23,6 +23,7 @@ __all__ = [
     "OFF_TARGET",
     "PLAIN",
     "STRATEGIES",
+    "TARGET_SAMPLES",
     "Brief",
     "Candidate",
     "CentroidDistance",

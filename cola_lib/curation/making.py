@@ -10,7 +10,7 @@ import torch
 from cola_lib.curation.base import at_tokens, strategy
 from cola_lib.curation.dataset import Curated, curated, measure
 from cola_lib.curation.pool import Pool
-from cola_lib.curation.target import load_target
+from cola_lib.curation.target import Target, load_target
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
 
@@ -23,7 +23,7 @@ def curate(
     n_samples: int | None = None,
     n_tokens: int | None = None,
     seq_len: int,
-    target: str | None = None,
+    target: str | Target | None = None,
     seed: int = 0,
     limit: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -45,9 +45,9 @@ def curate(
         Effective tokens of the set, instead.
     seq_len : int
         Most tokens of a row.
-    target : str, optional
-        What the model will be used for, see :func:`~cola_lib.curation.load_target`. Texts of the target are not in the
-        pool.
+    target : str or Target, optional
+        What the model will be used for; a name as for :func:`~cola_lib.curation.load_target`. Texts of the target are
+        not in the pool.
     seed : int
         Of everything random. The same arguments give the same set.
     limit : int, optional
@@ -75,7 +75,7 @@ def curate(
     if not sources or len(set(sources)) < len(sources):
         raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
     made = strategy(chooser, **(options or {}))
-    aim = load_target(target, seed=seed) if target is not None else None
+    aim = load_target(target, seed=seed) if isinstance(target, str) else target
     pool = Pool.load(sources, seed=seed, limit=limit, without=aim.sample_ids if aim else ())
     if n_tokens is not None:
         rows = at_tokens(made, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=aim, seed=seed)
@@ -85,7 +85,7 @@ def curate(
     facts = {
         "strategy": chooser,
         "options": dict(options or {}),
-        "target": target or "none",
+        "target": aim.name if aim else "none",
         "model": f"{lm.name} ({lm.fingerprint})",
         "pool": list(sources) if limit is None else [f"{source} (first {limit:,})" for source in sources],
         "seed": seed,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
-from cola_lib.curation import GENERAL, Pool, Strategy, Target, load_target, strategy
+from cola_lib.curation import GENERAL, TARGET_SAMPLES, Pool, Strategy, Target, load_target, strategy
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suite
 from cola_lib.experiments.cells import Label
@@ -56,6 +56,8 @@ class Experiment:
         calibration half too, from a draw of their own that nothing is calibrated on.
     target_samples : int
         Rows of a target's set.
+    target_texts : int
+        Samples of each of a target's sources that strategies choose for.
     evaluate_on : mapping of str to str, optional
         Instead of capabilities: for each name, the source whose evaluation half is scored under it, see
         :func:`~cola_lib.evaluate.source_suite`.
@@ -78,6 +80,7 @@ class Experiment:
     device: str = "auto"
     targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     target_samples: int = 16
+    target_texts: int = TARGET_SAMPLES
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
     overlap: Literal["drop", "raise", "allow"] = "drop"
@@ -267,7 +270,13 @@ class Experiment:
             Of the pools that it must share no text with.
         """
         capabilities = tuple(self.targets)
-        options = {"capabilities": capabilities, "seed": self.seed, "draw": n_draws, "n_draws": n_draws + 1}
+        options = {
+            "capabilities": capabilities,
+            "seed": self.seed,
+            "draw": n_draws,
+            "n_draws": n_draws + 1,
+            "limit": self.target_texts,
+        }
         return self.workspace.remember(
             ("target", name, *options.items()), lambda: load_target(name, sources=self.targets, **options)
         )

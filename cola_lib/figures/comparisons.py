@@ -89,7 +89,7 @@ def matrix_heatmap(
     Figure
     """
     n_rows, n_columns = next(iter(tables.values())).shape
-    size = {"width": 0.75 * n_columns, "height": 0.45 * n_rows + 0.4}
+    size = {"width": max(0.75 * n_columns, 1.8), "height": max(0.45 * n_rows + 0.4, 1.8)}
     figure, axes = panels(len(tables), across=2, margins=(2.0, 0.5), **size)
     low, high = (f(t.to_numpy().min() if f is min else t.to_numpy().max() for t in tables.values()) for f in (min, max))
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
