@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -165,7 +166,9 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(spec.seed)
-        adapted = get_peft_model(lm.model, config)
+        with warnings.catch_warnings():  # peft asks transformers for what is going to be renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(lm.model, config)
         layers = {name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
         masks = {name: module.get_base_layer().weight != 0 for name, module in layers.items()}
         handles = [module.register_forward_hook(_masked(masks[name])) for name, module in layers.items()]
