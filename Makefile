@@ -110,7 +110,7 @@ $(BOOTSTRAPPED): requirements-bootstrap.lock
 # of the bootstrap lock, so that nothing unpinned is ever installed.
 $(INSTALLED): $(BOOTSTRAPPED) requirements.lock pyproject.toml
 	@echo "Installing $(VENV) from requirements.lock"
-	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --require-hashes --requirement requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(PY) --no-build-isolation --require-hashes --requirement requirements.lock
 	@$(UV) pip install --quiet --python $(PY) --no-build-isolation --no-deps --editable .
 	@touch $@
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_lib.compress import awq, gptq, magnitude, method_spec, ria, rtn, sparsegpt, wanda
+from cola_lib.compress.masks import lowest_per_row
 from cola_lib.statistics import InputStatistics
 from tests import oracles
 
@@ -196,3 +197,19 @@ def test_data_helps_on_the_data_it_saw():
     assert lost["sparsegpt"] < lost["ria"] < lost["magnitude"]
     assert lost["gptq"] < lost["rtn"]
     assert lost["awq"] < lost["rtn"]
+
+
+@given(
+    rows=st.integers(1, 6),
+    n=st.integers(1, 9),
+    levels=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_exactly_k_of_each_row_are_lowest_though_scores_tie(rows, n, levels, seed, data):
+    k = data.draw(st.integers(0, n))
+    score = torch.randint(levels, (rows, n), generator=torch.Generator().manual_seed(seed)).float()
+    mask = lowest_per_row(score, k)
+    assert mask.dtype == torch.bool and mask.sum(1).tolist() == [k] * rows
+    for row, marked in zip(score, mask, strict=True):
+        assert row[marked].sort().values.tolist() == row.sort().values[:k].tolist()
