@@ -44,7 +44,7 @@ book: plan  ## Set up, fetch the model and data, run the notebooks, render the b
 plan:
 	@test -f $(PROFILE_FILE) || { echo "error: no profile '$(PROFILE)'; there are: $(basename $(notdir $(wildcard notebooks/profiles/*.yml)))" >&2; exit 2; }
 	@echo "make book, profile $(PROFILE):"
-	@echo "  1. install $(VENV) from requirements.lock     about 3 minutes and 6 GB, the first time only"
+	@echo "  1. install $(VENV) from requirements.lock     about 4 minutes and 7 GB, the first time only"
 	@echo "  2. fetch the model and the data           about 2 minutes and 1 GB, the first time only"
 	@echo "  3. run the notebooks                      $$(sed -n 's/^takes: *//p' $(PROFILE_FILE))"
 	@echo "  4. render the book to _build/html         about 1 minute"
@@ -57,7 +57,7 @@ html: setup  ## Render book/executed to _build/html, warnings as errors
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
-	@echo "make test: set up, fetch and run the tests; about 10 minutes on 2 CPU cores, and 4 more the first time"
+	@echo "make test: set up, fetch and run the tests; about 8 minutes on 2 CPU cores, and 5 more the first time"
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
 
