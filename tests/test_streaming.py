@@ -91,6 +91,15 @@ def test_the_folders_hold_the_same_numbers(tmp_path, method, propagate):
     assert contents(source) == before
 
 
+def test_damaged_generation_settings_are_no_missing_ones(tmp_path):
+    source = write(tmp_path / "model")
+    (source / "generation_config.json").unlink(missing_ok=True)
+    load_model(source, stream=True)
+    (source / "generation_config.json").write_text("{")
+    with pytest.raises(ColaError, match="generation_config.json"):
+        load_model(source, stream=True)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_transformers_loads_what_was_streamed(tmp_path, tied, dtype):

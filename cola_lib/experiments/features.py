@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from cola_lib.activations import Activations, pooled_activations, set_features, target_features
 from cola_lib.calibration import CalibrationSet
 from cola_lib.experiments.cells import CellKey, CellResult, Label, current_versions
-from cola_lib.experiments.runner import GridResult, LazySet, device_name
+from cola_lib.experiments.runner import GridResult, LazySet, device_name, each_set
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel
@@ -88,24 +87,25 @@ def run_activations(
         and :func:`~cola_lib.activations.target_features`; and the feature ``"eigenvalue"``, whose ``rank`` counts
         from 1, as a share of the trace.
     """
-    began, n_computed, found = time.perf_counter(), 0, []
-    workspace = workspace or Workspace()
-    for build, own in tqdm(
-        list(zip(calibration_sets, labels, strict=True)), unit="set", desc="activations", disable=not progress
-    ):
-        calibration = build() if callable(build) else build
-        key = activation_key(lm, calibration, targets)
-        result = store.get(key)
-        if result is None:
-            result = _measure(lm, calibration, targets, workspace, key, own)
-            store.put(result)
-            n_computed += 1
-        found.append(result.frame({**own, "calibration": calibration.fingerprint}))
+    began, shared = time.perf_counter(), workspace or Workspace()
+    measured = list(
+        each_set(
+            calibration_sets,
+            labels,
+            store,
+            lambda rows: activation_key(lm, rows, targets),
+            lambda rows, key, own: _measure(lm, rows, targets, shared, key, own),
+            desc="activations",
+            progress=progress,
+        )
+    )
+    found = [result.frame({**own, "calibration": rows.fingerprint}) for rows, own, result, _ in measured]
+    n_read = sum(stored for *_, stored in measured)
     return GridResult(
         frame=pd.concat(found, ignore_index=True),
         layers=pd.DataFrame(),
-        n_read=len(found) - n_computed,
-        n_computed=n_computed,
+        n_read=n_read,
+        n_computed=len(found) - n_read,
         device=device_name(lm.device),
         seconds=time.perf_counter() - began,
     )

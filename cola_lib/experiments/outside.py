@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm.auto import tqdm
+import pandas as pd
 
 from cola_lib.calibration import CalibrationSet
 from cola_lib.curation import write_dataset
@@ -21,7 +21,7 @@ from cola_lib.curation.dataset import curated
 from cola_lib.errors import ColaError, SpecError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.runner import GridResult, LazySet, device_name, set_labels, stack
+from cola_lib.experiments.runner import GridResult, LazySet, device_name, each_set, set_labels, stack
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
@@ -119,34 +119,29 @@ def run_outside(
     ColaError
         If the interpreter is missing, or the tool fails; with the end of what it said.
     """
-    began, n_computed, found = time.perf_counter(), 0, []
-    workspace = workspace or Workspace()
-    for build, own in tqdm(
-        list(zip(calibration_sets, labels, strict=True)), unit="set", desc=TOOL, disable=not progress
-    ):
-        rows = build() if callable(build) else build
-        named = {
-            "model": lm.name,
-            "method": TOOL,
-            "label": recipe.label,
-            "calibrated": True,
-            "propagate": "compressed",
-            **set_labels(rows),
-            **own,
-        }
-        key = outside_key(lm, rows, recipe, suite)
-        result = store.get(key)
-        if result is None:
-            store.check_writable()
-            result = _compute(lm, rows, recipe, suite, Path(python), workspace, key, named)
-            store.put(result)
-            n_computed += 1
-        found.append((named, result))
+    began, shared = time.perf_counter(), workspace or Workspace()
+
+    def named(rows: CalibrationSet, own: Mapping[str, Label]) -> dict[str, Label]:
+        kind = {"model": lm.name, "method": TOOL, "label": recipe.label, "calibrated": True, "propagate": "compressed"}
+        return {**kind, **set_labels(rows), **own}
+
+    found = list(
+        each_set(
+            calibration_sets,
+            labels,
+            store,
+            lambda rows: outside_key(lm, rows, recipe, suite),
+            lambda rows, key, own: _compute(lm, rows, recipe, suite, Path(python), shared, key, named(rows, own)),
+            desc=TOOL,
+            progress=progress,
+        )
+    )
+    n_read = sum(stored for *_, stored in found)
     return GridResult(
-        frame=stack(result.frame(named) for named, result in found),
-        layers=stack(result.layer_frame(named) for named, result in found),
-        n_read=len(found) - n_computed,
-        n_computed=n_computed,
+        frame=stack(result.frame(named(rows, own)) for rows, own, result, _ in found),
+        layers=pd.DataFrame(),
+        n_read=n_read,
+        n_computed=len(found) - n_read,
         device=device_name(lm.device),
         seconds=time.perf_counter() - began,
     )

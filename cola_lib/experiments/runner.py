@@ -410,6 +410,47 @@ class _Grid:
         return f"{cell.labels['label']}{where}"
 
 
+def each_set(
+    calibration_sets: Sequence[LazySet],
+    labels: Sequence[Mapping[str, Label]],
+    store: ResultStore,
+    key: Callable[[CalibrationSet], CellKey],
+    compute: Callable[[CalibrationSet, CellKey, Mapping[str, Label]], CellResult],
+    *,
+    desc: str,
+    progress: bool = True,
+) -> Iterator[tuple[CalibrationSet, Mapping[str, Label], CellResult, bool]]:
+    """Read one result for each calibration set, or compute it and put it in the store at once.
+
+    Parameters
+    ----------
+    calibration_sets, labels, store, progress
+        As in :func:`run_grid`.
+    key : callable
+        Names a set's result.
+    compute : callable
+        Makes it, from the set, the name and the set's labels.
+    desc : str
+        Of the bar.
+
+    Yields
+    ------
+    (CalibrationSet, mapping, CellResult, bool)
+        The set, its labels, the result, and whether it was stored.
+    """
+    pairs = _labelled(calibration_sets, labels)
+    for build, own in tqdm(pairs, unit="set", desc=desc, disable=not progress):
+        calibration = build() if callable(build) else build
+        name = key(calibration)
+        result = store.get(name)
+        stored = result is not None
+        if result is None:
+            store.check_writable()
+            result = compute(calibration, name, own)
+            store.put(result)
+        yield calibration, own, result, stored
+
+
 def _labelled(
     sets: Sequence[LazySet], labels: Sequence[Mapping[str, Label]] | None
 ) -> list[tuple[LazySet, Mapping[str, Label]]]:

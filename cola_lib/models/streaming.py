@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from cola_lib.errors import ColaError, OutputError
 
@@ -324,8 +324,10 @@ def open_streamed(
     if model.can_generate():
         try:
             model.generation_config = GenerationConfig.from_pretrained(where)
-        except OSError:
-            pass  # a checkpoint need not have one; what the configuration says is there already
+        except OSError as error:
+            # A checkpoint need not have one: what the configuration says is there already. One that is there counts.
+            if (Path(where) / GENERATION_CONFIG_NAME).exists():
+                raise ColaError(f"{where}/{GENERATION_CONFIG_NAME} cannot be read: {error}") from error
     module_list = model.get_decoder().get_submodule(blocks)
     prefix = next(name for name, module in model.named_modules() if module is module_list)
     named = [(f"{prefix}.{index}", block) for index, block in enumerate(module_list)]
