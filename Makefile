@@ -87,7 +87,7 @@ bench: setup assets  ## Time the solvers on the embedded model
 	$(PY) -m benchmarks
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
-	$(COMPILE) --extra book --extra dev --extra export pyproject.toml -o requirements.lock
+	$(COMPILE) --extra book --extra dev --extra export --extra ray pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock requirements-bootstrap.in -o requirements-bootstrap.lock
 	@# The tools' pins contradict ours and each other's, so each has a lock of its own.
 	for tool in $(TOOLS); do $(COMPILE) requirements-interop-$$tool.in -o requirements-interop-$$tool.lock; done
