@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -243,4 +243,7 @@ def _column(values: list[Any]) -> list[Any]:
 def current_versions() -> dict[str, str]:
     """Versions of Python and of the packages whose arithmetic a result rests on."""
     names = ("cola-lib", "numpy", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+_version = cache(version)  # which reads and parses the package's files each time

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FORMAT = "cola-cell/1"
 """Written into every file; raised when the layout of the file changes."""
 
+_FORMAT = re.compile(r"cola-cell/\d+")
 _NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
 
 
@@ -59,7 +60,8 @@ class ResultStore:
     Safe against a kill at any moment and against several writers: a local file is written under a temporary
     name in the same folder, flushed to the disk, and renamed; on other file systems it is put in one request.
     Writers of one cell write the same numbers, and the last one stays. A kill may leave a hidden ``.tmp`` file
-    behind, which nothing reads.
+    behind, which nothing reads. A file whose format is that of another version of this library is neither read nor
+    moved nor replaced: that version still needs it.
     """
 
     def __init__(self, url: str | os.PathLike[str], *, packed: Sequence[str | os.PathLike[str]] = ()) -> None:
@@ -97,7 +99,7 @@ class ResultStore:
         Raises
         ------
         StoreError
-            If the store cannot be read.
+            If the store cannot be read, or the cell has the format of another version of this library.
         """
         name = key if isinstance(key, str) else key.fingerprint
         path = self._path(name)
@@ -107,6 +109,11 @@ class ResultStore:
                 return _decode(data, name)
             except _DamageError as damage:
                 self._quarantine(path, str(damage))
+            except _OtherVersionError as error:
+                raise StoreError(
+                    f"{path} was written by another version of cola-lib: it has format {error}, and this version "
+                    f"reads {FORMAT}. It is left as it is; use that version, or another folder for the results"
+                ) from None
         with _packed_errors(", ".join(self._packed_urls)):
             return self._below().get(name)
 
@@ -307,6 +314,10 @@ class _DamageError(Exception):
     """A file's bytes are not those of the cell that its name says."""
 
 
+class _OtherVersionError(Exception):
+    """A file has a format that this version does not read."""
+
+
 def _encode(result: CellResult) -> bytes:
     cell = plain_text(result_to_plain(result))
     digest = text_digest(cell)
@@ -317,9 +328,12 @@ def _encode(result: CellResult) -> bytes:
 def _decode(data: bytes, name: str) -> CellResult:
     try:
         outer = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise _DamageError(f"truncated or altered: {error}") from error
-    if not isinstance(outer, dict) or outer.get("format") != FORMAT:
+    said = outer.get("format") if isinstance(outer, dict) else None
+    if said != FORMAT:
+        if isinstance(said, str) and _FORMAT.fullmatch(said):
+            raise _OtherVersionError(said)
         raise _DamageError(f"not a file of format {FORMAT}")
     try:
         cell = outer["cell"]
