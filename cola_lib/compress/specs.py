@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.plain import misfit
 from cola_lib.revisions import revisions
 
 
@@ -332,7 +333,7 @@ def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
     return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 
-def method_spec(method: str, **options: Any) -> Spec:
+def method_spec(method: str, /, **options: Any) -> Spec:
     """Make the specification of a method by name.
 
     Parameters
@@ -348,7 +349,7 @@ def method_spec(method: str, **options: Any) -> Spec:
     UnknownNameError
         If the method, or an option of it, is not known.
     SpecError
-        If a value is out of range.
+        If a value is of the wrong kind, or out of range.
 
     Examples
     --------
@@ -367,6 +368,8 @@ def method_spec(method: str, **options: Any) -> Spec:
             raise UnknownNameError(f"option of {method}", name, fields)
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
+    if wrong := misfit(kind, options):
+        raise SpecError(f"{method}: {wrong}")
     return kind(method, **options)
 
 

@@ -196,12 +196,15 @@ def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
     KeyError, TypeError, ValueError
         If ``plain`` is something else.
     """
+    for name, kind in _PLAIN.items():
+        if not isinstance(plain[name], kind):
+            raise TypeError(f"{name} is a {type(plain[name]).__name__}")
     rest = {name: plain[name] for name in ("labels", "device", "seconds", "versions", "created")}
     scores = pd.DataFrame({name: _column(values) for name, values in plain["scores"].items()})
     return CellResult(
         key=CellKey(**plain["key"]),
         scores=with_derived(scores) if "choice_nll" in scores else scores,
-        layers=pd.DataFrame(plain["layers"]),
+        layers=pd.DataFrame({name: _column(values) for name, values in plain["layers"].items()}),
         **rest,
     )
 
@@ -235,8 +238,23 @@ def _number(value: Any) -> int | float:
     raise TypeError(f"a result cannot hold a {type(value).__name__}")
 
 
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "key": dict,
+    "scores": dict,
+    "layers": dict,
+    "labels": dict,
+    "versions": dict,
+    "device": str,
+    "created": str,
+    "seconds": (int, float),
+}
+"""What a plain result holds."""
+
+
 def _column(values: list[Any]) -> list[Any]:
     """Turn the lists that JSON makes of tuples back into tuples."""
+    if not isinstance(values, list):
+        raise TypeError(f"a column is a {type(values).__name__}")
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 

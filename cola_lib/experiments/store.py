@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from cola_lib.errors import StoreError
@@ -31,6 +32,30 @@ FORMAT = "cola-cell/1"
 
 _FORMAT = re.compile(r"cola-cell/\d+")
 _NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
+
+
+def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Find the file system of a store.
+
+    Parameters
+    ----------
+    url : str
+        A local folder, or any URL that fsspec knows.
+
+    Returns
+    -------
+    (AbstractFileSystem, str)
+        The file system, and the store's folder in it.
+
+    Raises
+    ------
+    StoreError
+        If the URL's protocol is not known, or what it leads through is not there.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise StoreError(f"result store {url}: {error}") from error
 
 
 class ResultStore:
@@ -66,10 +91,7 @@ class ResultStore:
 
     def __init__(self, url: str | os.PathLike[str], *, packed: Sequence[str | os.PathLike[str]] = ()) -> None:
         self.url = os.fspath(url)
-        try:
-            self._fs, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"result store {self.url}: {error}") from error
+        self._fs, root = open_store(self.url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cells = posixpath.join(root, "cells")
         self._aside = posixpath.join(root, "quarantine")
@@ -214,7 +236,10 @@ class ResultStore:
         Floating-point numbers are kept in float32, which likelihoods already are.
         """
         results = list(self) if cells is None else [self._require(key) for key in cells]
-        data = write_packed(sorted(results, key=lambda result: result.key.fingerprint))
+        try:
+            data = write_packed(sorted(results, key=lambda result: result.key.fingerprint))
+        except (pa.ArrowException, TypeError) as error:
+            raise StoreError(f"cells of {self.url} have columns that do not go together: {error}") from error
         try:
             _replace(Path(path), data)
         except OSError as error:
@@ -340,7 +365,7 @@ def _decode(data: bytes, name: str) -> CellResult:
         if text_digest(plain_text(cell)) != outer["sha256"]:
             raise _DamageError("its checksum does not match")
         result = result_from_plain(cell)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _DamageError(f"not a cell: {error!r}") from error
     if result.key.fingerprint != name:
         raise _DamageError(f"it holds cell {result.key.fingerprint}")
