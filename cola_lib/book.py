@@ -626,7 +626,8 @@ def _read_notebook(path: Path) -> NotebookNode:
         return nbformat.reads(text, as_version=4)
     except OSError as error:
         raise NotebookError(f"{path} cannot be read: {error}") from error
-    except (nbformat.ValidationError, RecursionError, TypeError, ValueError) as error:
+    # besides its own error: nbformat puts a notebook in order before it checks it
+    except (nbformat.ValidationError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise NotebookError(f"{path} is not a Jupyter notebook: {error}") from error
 
 

@@ -8,8 +8,6 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 
 def read_yaml(text: str) -> Any:
     """Read YAML.
@@ -34,6 +32,8 @@ def read_yaml(text: str) -> Any:
     PyYAML's own error covers its grammar. A value that its tag does not fit (``!!int ''``, ``2001-99-99``) raises what
     Python raises on it, and brackets without end exhaust the stack.
     """
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

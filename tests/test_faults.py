@@ -349,14 +349,14 @@ def test_a_file_of_another_format_is_left_as_it_is_and_the_error_says_so(undistu
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_stays_bounded_over_five_hundred_cells(processes, tmp_path):
-    """A model of which every cell kept a copy, or its statistics, would take ten times as much."""
+    """What grows is the table of results; a copy of the model or the statistics of a set would show."""
     n_cells, warm = 500, 50
     told = tmp_path / "told.json"
     process = processes.Process(target=work.memory_of_cells, args=(str(tmp_path / "store"), told, n_cells))
     process.start()
-    assert ended(process, 250) == 0
+    assert ended(process, 280) == 0
     said = json.loads(told.read_text())
     resident = said["resident"]
     assert said["cells"] == n_cells == len(resident)
     growth = (max(resident[warm:]) - max(resident[:warm])) / (n_cells - warm)
-    assert growth < 0.2 * said["weights"], f"{growth / 1e3:.0f} KB a cell"
+    assert growth < 0.25 * said["weights"], f"{growth / 1e3:.0f} KB a cell"

@@ -1,6 +1,6 @@
 """Whatever a user gives: a result, or an error of this library that says what was wrong; no traceback and no hang.
 
-``pytest -m fault tests/test_fuzz.py --hypothesis-profile thorough --timeout 7200`` tries fifty times as many inputs.
+``pytest -m fault tests/test_fuzz.py --hypothesis-profile thorough --timeout 7200`` tries twenty times as many inputs.
 """
 
 from __future__ import annotations
@@ -8,30 +8,29 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import string
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cola_lib import book, cli
-from cola_lib.analysis import CLAIMS, Finding, judge_family, scorecard, scorecard_parts
+from cola_lib.analysis import Finding, judge_family, scorecard, scorecard_parts
 from cola_lib.calibration import CalibrationSet, build_calibration_set
 from cola_lib.compress import METHODS
 from cola_lib.curation import STRATEGIES, read_dataset, write_dataset
 from cola_lib.curation.dataset import FACTS, TABLE, curated
 from cola_lib.data import load_samples, source_info, source_names
+from cola_lib.data.external import parse_hub_name
 from cola_lib.data.layouts import LAYOUTS
 from cola_lib.errors import ColaError
 from cola_lib.experiments import ResultStore, as_spec, as_strategy
@@ -60,7 +59,6 @@ def tried(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return call(*args, **options)
     except ColaError as error:
         assert len(str(error)) > 10
-        assert str(error).isprintable() or "\n" not in repr(str(error))
         return None
 
 
@@ -147,6 +145,9 @@ def read_and_use(name: str) -> None:
 
 
 @fuzz
+@example([{"text": "half a character: \ud83d"}], True)
+@example([{"question": "q", "choices": ["a", "b"], "answerKey": "A"}], True)
+@example([{"Problem": "p", "Rationale": None, "options": None, "correct": "a"}], True)
 @given(st.lists(records | layout_records | known_records | json_values, max_size=4), st.booleans())
 def test_json_lines_of_any_content(tmp_path, lines, as_ascii):
     path = tmp_path / "mine.jsonl"
@@ -250,6 +251,8 @@ grammar = st.builds(
 
 
 @fuzz
+@example("notes.jsonl" * 300, "calibration")
+@example("~nobody/x.txt", "all")
 @given(grammar | pieces.map(lambda text: text * 300), st.sampled_from(["calibration", "evaluation", "all", "both"]))
 def test_source_names_of_any_spelling(assets_dir, tmp_path, monkeypatch, name, split):
     monkeypatch.chdir(tmp_path)
@@ -277,16 +280,10 @@ slices = st.sampled_from(
 def test_hub_names_of_any_spelling(dataset_folder, parts):
     named = ":".join(part for part in parts if "/" not in part)
     read_and_use(f"hf:{dataset_folder / 'train.jsonl'}:{named}")
-    if not any(char in named for char in "%[]+"):
-        tried(book_of_hub_names, f"hf:{named}")
-
-
-def book_of_hub_names(name: str) -> None:
-    """Parse, and look nothing up."""
-    from cola_lib.data.external import parse_hub_name
-
-    dataset, config, split, column = parse_hub_name(name)
-    assert dataset and split and config != "" and column != ""
+    parsed = tried(parse_hub_name, f"hf:{named}")  # which looks nothing up
+    if parsed is not None:
+        dataset, config, split, column = parsed
+        assert dataset and split and config != "" and column != ""
 
 
 # ----------------------------------------------------------------------------------------- configurations
@@ -304,6 +301,11 @@ near_values = (
 
 
 @fuzz
+@example({"bits": "3"}, "gptq", True)
+@example({"pattern": [1, 2, 3]}, "wanda", True)
+@example({"damp": 10**400}, "sparsegpt", True)
+@example({"method": 3}, [], True)
+@example({}, "wanda", False)
 @given(
     st.dictionaries(st.sampled_from(SPEC_OPTIONS) | any_text, near_values, max_size=4),
     st.sampled_from(METHODS) | near_values,
@@ -317,6 +319,9 @@ def test_methods_of_any_options(options, method, named):
 
 
 @fuzz
+@example({"name": 1}, "cola", True)
+@example({"temperature": math.nan}, "self_generated", True)
+@example({}, 3, False)
 @given(
     st.dictionaries(st.sampled_from(OPTIONS) | any_text, near_values, max_size=3),
     st.sampled_from(sorted(STRATEGIES)) | near_values,
@@ -613,9 +618,8 @@ def test_command_lines_of_any_kind(assets_dir, place, monkeypatch, words):
     assert_refused_or_done(CliRunner().invoke(cli.app, words))
 
 
-def test_what_is_fuzzed_is_what_there_is():
-    """A claim, a method, a command that is new is fuzzed too."""
-    assert set(COMMANDS) | {"assets", "sources"} <= {
+def test_every_command_is_fuzzed():
+    """A new command gets a line in ``COMMANDS``; those left out list what there is, and read no words of a user."""
+    assert set(COMMANDS) | {"assets", "sources", "sweep"} >= {
         command.callback.__name__ for command in cli.app.registered_commands
     }
-    assert "C1" in CLAIMS and nbformat and set(string.digits)

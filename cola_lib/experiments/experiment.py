@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
 from cola_lib.curation import GENERAL, TARGET_SAMPLES, Pool, Strategy, Target, load_target, strategy
-from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.errors import SpecError
 from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suite
 from cola_lib.experiments.cells import Label
 from cola_lib.experiments.features import run_activations
@@ -582,7 +582,7 @@ def _named(given: Any, kind: str, example: str) -> dict[str, Any]:
         raise SpecError(f"a {kind} is written as {{{kind!r}: {example}}}, and this has no {kind!r}: {given!r}")
     for option in given:
         if not isinstance(option, str):
-            raise UnknownNameError(f"option of {kind} {given[kind]!r}", repr(option), ())
+            raise SpecError(f"{kind} {given[kind]!r}: an option is named by a text, and not by {option!r}")
     return dict(given)
 
 
