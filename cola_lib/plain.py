@@ -53,7 +53,8 @@ def misfit(cls: type, given: Mapping[str, Any]) -> str | None:
     Returns
     -------
     str or None
-        What it is and what it should be, as the end of a sentence; ``None`` if every value fits.
+        What it is and what it should be, as the end of a sentence; ``None`` if every value fits. A field of any other
+        kind is not judged.
 
     Examples
     --------
@@ -89,4 +90,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         # not infinite, not NaN, and no whole number that is larger than both
         return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
-    return isinstance(value, hint)
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -570,7 +570,7 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
     SpecError
         If a mapping names no method, or it is something else.
     """
-    if isinstance(method, Spec):
+    if is_dataclass(method) and not isinstance(method, type):
         return method
     options = _named(method, "method", "'gptq', 'bits': 3")
     return method_spec(options.pop("method"), **options)
