@@ -11,19 +11,20 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import json
 import logging
 import multiprocessing
 import os
 import re
+import reprlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from cola_lib.errors import ColaError, OutputError, SpecError, UnknownNameError
+from cola_lib.plain import misfit, read_yaml
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -165,12 +166,16 @@ def read_profile(name: str, folder: Path) -> Profile:
         If the file is not YAML, or lacks a key.
     """
     path = folder / f"{name}.yml"
-    if not path.is_file():
+    if not _is_file(path):
         known = [p.stem for p in folder.glob("*.yml")]
         if not known:
             raise ColaError(f"no profiles in {folder.resolve()}; run from the repository's root")
         raise UnknownNameError("profile", name, known, f"Profiles are the .yml files in {folder}")
-    content = _mapping(_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ColaError(f"{path} cannot be read: {error}") from error
+    content = _mapping(_yaml(text, str(path)), str(path))
     fields = {f.name for f in dataclasses.fields(Profile)} - {"name"}
     for key in content:
         if key not in fields:
@@ -178,12 +183,14 @@ def read_profile(name: str, folder: Path) -> Profile:
     for key in ("about", "takes", "notebooks"):
         if key not in content:
             raise ColaError(f"{path}: the key {key!r} is missing")
+    if wrong := misfit(Profile, {key: content[key] for key in ("about", "takes", "cell_timeout") if key in content}):
+        raise ColaError(f"{path}: {wrong}")
     notebooks = {
         str(notebook): _mapping(values or {}, f"{path}: notebook {notebook}")
         for notebook, values in _mapping(content["notebooks"], f"{path}: notebooks").items()
     }
     after = {
-        str(notebook): tuple(map(str, earlier))
+        str(notebook): tuple(map(str, _list(earlier, f"{path}: after {notebook}")))
         for notebook, earlier in _mapping(content.get("after") or {}, f"{path}: after").items()
     }
     order = list(notebooks)
@@ -258,7 +265,7 @@ def declared_parameters(source: Path) -> dict[str, Any]:
     try:
         statements = ast.parse(cells[0].source).body if cells else []
         return dict(_assignment(statement) for statement in statements)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # all that ast may raise
         raise NotebookError(
             f"{source}: the cell tagged 'parameters' may only hold lines of the form name = literal: {error}"
         ) from error
@@ -556,7 +563,7 @@ def _without_progress(output: NotebookNode) -> NotebookNode | None:
 def _find(name: str, folder: Path) -> Path:
     """Path of a notebook by its name in ``folder``."""
     source = folder / f"{name}.ipynb"
-    if not source.is_file():
+    if not _is_file(source):
         known = [p.stem for p in folder.glob("*.ipynb")]
         if not known:
             raise NotebookError(f"no notebooks in {folder.resolve()}; run from the repository's root")
@@ -610,8 +617,17 @@ def _read_notebook(path: Path) -> NotebookNode:
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        version = (content.get("nbformat"), content.get("nbformat_minor")) if isinstance(content, dict) else ()
+        if version[:1] != (4,) or not isinstance(version[1], int):
+            raise NotebookError(f"{path} is not a Jupyter notebook of format 4; Jupyter saves an older one in it")
+        nbformat.validate(content)  # reading alone only logs what is wrong
+        return nbformat.reads(text, as_version=4)
+    except OSError as error:
+        raise NotebookError(f"{path} cannot be read: {error}") from error
+    # besides its own error: nbformat puts a notebook in order before it checks it
+    except (nbformat.ValidationError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise NotebookError(f"{path} is not a Jupyter notebook: {error}") from error
 
 
@@ -626,9 +642,9 @@ def _write_notebook(notebook: NotebookNode, path: Path) -> None:
 def _yaml(text: str, where: str) -> Any:
     """Parse YAML, saying where it stood if it is none."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{where}: {text.strip()!r} is not YAML: {error}") from error
+        return read_yaml(text)
+    except ValueError as error:
+        raise ParameterError(f"{where}: {error}") from error
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:
@@ -636,6 +652,21 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ColaError(f"{where}: expected a mapping, found {type(value).__name__}")
     return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    """Return ``value`` if it is a list."""
+    if not isinstance(value, list):
+        raise ColaError(f"{where}: expected a list, found {type(value).__name__}")
+    return value
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ColaError(f"{reprlib.repr(str(path))} cannot be looked up: {error}") from error
 
 
 def _plain_text(text: str) -> str:

@@ -7,12 +7,12 @@ import os
 import posixpath
 from collections.abc import Sequence
 
-import fsspec
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from cola_lib.analysis import Finding, scorecard_markdown, scorecard_parts
-from cola_lib.errors import DataError, StoreError
+from cola_lib.errors import ColaError, DataError, StoreError
+from cola_lib.experiments.store import open_store
 
 FOLDER = "findings"
 """Folder below the store."""
@@ -40,7 +40,7 @@ def record(store: str | os.PathLike[str], notebook: str, findings: Sequence[Find
     bare = [finding.part for finding in findings if finding.verdict is None]
     if bare:
         raise DataError(f"{notebook}: {len(bare)} findings have no verdict, the first {bare[0]!r}: judge_family first")
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     folder = posixpath.join(root, FOLDER)
     text = json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
     try:
@@ -68,8 +68,10 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
     ------
     DataError
         If there is nothing, or something else.
+    StoreError
+        If the store cannot be read.
     """
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     folder = posixpath.join(root, FOLDER)
     paths = sorted(fs.glob(posixpath.join(folder, "*.json"))) if fs.exists(folder) else []
     if not paths:
@@ -79,8 +81,10 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
         try:
             values = json.loads(fs.cat_file(path))
             found[posixpath.basename(path).removesuffix(".json")] = [Finding.from_dict(each) for each in values]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ColaError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} holds no findings ({error}); run its notebook again") from error
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}; mend its permissions") from error
     return found
 
 
@@ -92,7 +96,7 @@ def has_findings(store: str | os.PathLike[str]) -> bool:
     store : str or path
         Folder or fsspec URL of the results.
     """
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
 
 

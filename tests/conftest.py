@@ -8,6 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# pytest --hypothesis-profile thorough --timeout 7200: twenty times as many inputs, where a test does not say how many
+settings.register_profile("thorough", max_examples=2000)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

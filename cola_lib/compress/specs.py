@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.plain import misfit
 from cola_lib.revisions import revisions
 
 
@@ -347,7 +348,7 @@ def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
     return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 
-def method_spec(method: str, **options: Any) -> Spec:
+def method_spec(method: str, /, **options: Any) -> Spec:
     """Make the specification of a method by name.
 
     Parameters
@@ -363,7 +364,7 @@ def method_spec(method: str, **options: Any) -> Spec:
     UnknownNameError
         If the method, or an option of it, is not known.
     SpecError
-        If a value is out of range.
+        If a value is of the wrong kind, or out of range.
 
     Examples
     --------
@@ -382,6 +383,8 @@ def method_spec(method: str, **options: Any) -> Spec:
             raise UnknownNameError(f"option of {method}", name, fields)
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
+    if wrong := misfit(kind, options):
+        raise SpecError(f"{method}: {wrong}")
     return kind(method, **options)
 
 

@@ -17,6 +17,7 @@ from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.target import Target
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.models import LanguageModel
+from cola_lib.plain import misfit
 
 TARGET_ROWS = 32
 """Rows of each capability's texts that strategies look at."""
@@ -221,7 +222,7 @@ def register(cls: type[Strategy]) -> type[Strategy]:
     return cls
 
 
-def strategy(name: str, **options: Any) -> Strategy:
+def strategy(name: str, /, **options: Any) -> Strategy:
     """Make a strategy.
 
     Parameters
@@ -235,6 +236,8 @@ def strategy(name: str, **options: Any) -> Strategy:
     ------
     UnknownNameError
         If there is no such strategy, or it has no such option.
+    SpecError
+        If the value of an option is of the wrong kind, or out of range.
     """
     if name not in STRATEGIES:
         raise UnknownNameError("strategy", name, STRATEGIES)
@@ -243,6 +246,8 @@ def strategy(name: str, **options: Any) -> Strategy:
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of strategy {name!r}", option, known)
+    if wrong := misfit(cls, options):
+        raise SpecError(f"strategy {name!r}: {wrong}")
     return cls(**options)
 
 

@@ -290,18 +290,39 @@ def read_dataset(folder: str | os.PathLike[str]) -> Curated:
             **stored,
         )
         texts = tuple(table["text"].to_pylist())
+        _check_facts(facts)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no curated set: {error.filename} is missing; `cola curate` makes one"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pa.ArrowException,
+    ) as error:
         raise DataError(f"the curated set in {folder} cannot be read: {error}") from error
     if rows.fingerprint != fingerprint:
         raise DataError(
             f"the curated set in {folder} was altered: its tokens have fingerprint {rows.fingerprint}, and {TABLE} "
             f"says {fingerprint}. Make it again"
         )
-    return Curated(rows, texts, facts)
+    return Curated(rows, texts, {**facts, "set": describe(rows)})
+
+
+def _check_facts(facts: Any) -> None:
+    """Refuse facts that :func:`curated` does not give: whoever shows them relies on their kinds."""
+    numbers = [facts.get("diversity", {"vendi_score": 0})["vendi_score"]]
+    for own in facts.get("representativeness", {}).values():
+        numbers += [own["coverage"], own["mmd"]]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"{FACTS}: a measure is no number")
+    if not isinstance(facts.get("options", {}), dict):
+        raise TypeError(f"{FACTS}: the options of the strategy are no mapping")
 
 
 def card(facts: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -196,12 +196,15 @@ def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
     KeyError, TypeError, ValueError
         If ``plain`` is something else.
     """
+    for name, kind in _PLAIN.items():
+        if not isinstance(plain[name], kind):
+            raise TypeError(f"{name} is a {type(plain[name]).__name__}")
     rest = {name: plain[name] for name in ("labels", "device", "seconds", "versions", "created")}
     scores = pd.DataFrame({name: _column(values) for name, values in plain["scores"].items()})
     return CellResult(
         key=CellKey(**plain["key"]),
         scores=with_derived(scores) if "choice_nll" in scores else scores,
-        layers=pd.DataFrame(plain["layers"]),
+        layers=pd.DataFrame({name: _column(values) for name, values in plain["layers"].items()}),
         **rest,
     )
 
@@ -235,12 +238,30 @@ def _number(value: Any) -> int | float:
     raise TypeError(f"a result cannot hold a {type(value).__name__}")
 
 
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "key": dict,
+    "scores": dict,
+    "layers": dict,
+    "labels": dict,
+    "versions": dict,
+    "device": str,
+    "created": str,
+    "seconds": (int, float),
+}
+"""What a plain result holds."""
+
+
 def _column(values: list[Any]) -> list[Any]:
     """Turn the lists that JSON makes of tuples back into tuples."""
+    if not isinstance(values, list):
+        raise TypeError(f"a column is a {type(values).__name__}")
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 def current_versions() -> dict[str, str]:
     """Versions of Python and of the packages whose arithmetic a result rests on."""
     names = ("cola-lib", "numpy", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+_version = cache(version)  # which reads and parses the package's files each time

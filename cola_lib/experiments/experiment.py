@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -549,13 +549,11 @@ def as_strategy(given: Strategy | str | Mapping[str, Any]) -> Strategy:
     Raises
     ------
     SpecError
-        If a mapping names no strategy.
+        If a mapping names no strategy, or it is something else.
     """
     if isinstance(given, Strategy):
         return given
-    options = {"strategy": given} if isinstance(given, str) else dict(given)
-    if "strategy" not in options:
-        raise SpecError(f"a strategy is written as {{'strategy': 'cola', 'domain': False}}, and this has none: {given}")
+    options = _named({"strategy": given} if isinstance(given, str) else given, "strategy", "'cola', 'domain': False")
     return strategy(options.pop("strategy"), **options)
 
 
@@ -570,14 +568,22 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
     Raises
     ------
     SpecError
-        If a mapping names no method.
+        If a mapping names no method, or it is something else.
     """
-    if not isinstance(method, Mapping):
+    if is_dataclass(method) and not isinstance(method, type):
         return method
-    options = dict(method)
-    if "method" not in options:
-        raise SpecError(f"a method is written as {{'method': 'gptq', 'bits': 3}}, and this has no 'method': {method}")
+    options = _named(method, "method", "'gptq', 'bits': 3")
     return method_spec(options.pop("method"), **options)
+
+
+def _named(given: Any, kind: str, example: str) -> dict[str, Any]:
+    """Options with a name among them, all of whose keys are texts."""
+    if not isinstance(given, Mapping) or not isinstance(given.get(kind), str):
+        raise SpecError(f"a {kind} is written as {{{kind!r}: {example}}}, and this has no {kind!r}: {given!r}")
+    for option in given:
+        if not isinstance(option, str):
+            raise SpecError(f"{kind} {given[kind]!r}: an option is named by a text, and not by {option!r}")
+    return dict(given)
 
 
 def _names(source: str | Sequence[str]) -> list[str]:

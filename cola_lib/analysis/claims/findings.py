@@ -12,6 +12,7 @@ from cola_lib.analysis.claims.rules import Verdict, verdict
 from cola_lib.analysis.claims.table import CLAIMS, UNITS
 from cola_lib.analysis.permutation import holm
 from cola_lib.errors import DataError, UnknownNameError
+from cola_lib.plain import misfit
 
 Kind = Literal["above", "within"]
 
@@ -100,8 +101,18 @@ class Finding:
         ----------
         values : dict
             Plain values.
+
+        Raises
+        ------
+        DataError
+            If one of them is of the wrong kind.
+        KeyError, TypeError, ValueError, UnknownNameError
+            If they are something else altogether.
         """
         said, value = values["verdict"], values["value"]
+        numbers = {name: each for name, each in values.items() if name not in ("verdict", "value")}
+        if wrong := misfit(cls, numbers | {"value": 0.0 if value is None else value}):
+            raise DataError(f"of a finding, {wrong}")
         own = {
             "value": math.nan if value is None else value,
             "cells": tuple(values["cells"]),
