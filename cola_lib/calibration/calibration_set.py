@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cola_lib.calibration.formats import Format, Wording
 from cola_lib.calibration.tokenization import Layout, Row, draw_samples, generator, lay_out
-from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_external, load_samples
+from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_packaged, load_samples
 from cola_lib.errors import DataError, OutputError, SpecError
 from cola_lib.fingerprint import fingerprint_tensors
 from cola_lib.folders import written_whole
@@ -512,7 +512,7 @@ def source_samples(source: str, overlap: Literal["raise", "drop", "allow"] = "ra
         If it repeats evaluation items.
     """
     samples = load_samples(source, "calibration")
-    if not is_external(source):
+    if is_packaged(source):
         return samples  # packaged halves are disjoint already
     if overlap == "raise":
         check_no_overlap(samples, evaluation_index(), what=f"source {source!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
 from cola_lib.compress.sparsegpt import sparsegpt
-from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec
+from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec, enter
 from cola_lib.compress.wanda import wanda
 from cola_lib.errors import NumericsError
 from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
+from cola_lib.revisions import REVISIONS
 from cola_lib.statistics import InputStatistics, gram_matrix
 
 
@@ -200,7 +201,10 @@ def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
     return Solution(weights)
 
 
-SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
+Solver = Callable[[Problem, Any], Solution]
+"""What a method is: it solves a :class:`Problem` as a specification of its own class says."""
+
+SOLVERS: dict[str, Solver] = {
     "magnitude": _magnitude,
     "rtn": _rtn,
     "wanda": _wanda,
@@ -211,6 +215,39 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "smoothquant": _smoothquant,
     "joint_lowrank": _joint_lowrank,
 }
+
+
+def register_method(name: str, kind: type[Spec] = PruneSpec, *, revision: int = 1) -> Callable[[Solver], Solver]:
+    """Enter a method of your own; a decorator of the function that solves one :class:`Problem`.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`method_spec` and the command line take it.
+    kind : type
+        Class of its specifications: :class:`PruneSpec`, :class:`QuantSpec`, or a subclass with options of its own, which
+        adds those to ``key()``. Pruners and quantizers are told apart by it.
+    revision : int
+        Raise it when the method's numbers change: stored results that used it are then computed again.
+
+    Returns
+    -------
+    callable
+        The decorator, which returns the function as it is.
+
+    Raises
+    ------
+    SpecError
+        If there is a method of that name.
+    """
+
+    def entered(solve: Solver) -> Solver:
+        enter(name, kind)
+        REVISIONS[name] = revision
+        SOLVERS[name] = solve
+        return solve
+
+    return entered
 
 
 def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig) -> Tensor:

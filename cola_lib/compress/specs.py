@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 from cola_lib.errors import SpecError, UnknownNameError
 from cola_lib.revisions import revisions
@@ -39,7 +41,7 @@ class PruneSpec:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        _known(self.method, PRUNERS)
+        _check_method(self)
         if self.pattern is not None:
             n, m = self.pattern
             if not 0 <= n <= m or m < 1:
@@ -111,8 +113,6 @@ class QuantSpec:
         calibration saw.
     """
 
-    methods: ClassVar[tuple[str, ...]] = ("rtn", "gptq", "awq")
-
     method: str
     bits: int = 4
     group_size: int | None = None
@@ -127,12 +127,7 @@ class QuantSpec:
     act_strategy: str = "token"
 
     def __post_init__(self) -> None:
-        if self.method in QUANTIZERS and self.method not in self.methods:
-            raise SpecError(
-                f"{self.method} is no method of {type(self).__name__}, which has {', '.join(self.methods)}; "
-                "method_spec takes the right class"
-            )
-        _known(self.method, self.methods)
+        _check_method(self)
         if not 2 <= self.bits <= 8:
             raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
         if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
@@ -238,8 +233,6 @@ class SmoothQuantSpec(QuantSpec):
         Not read.
     """
 
-    methods: ClassVar[tuple[str, ...]] = ("smoothquant",)
-
     method: str = "smoothquant"
     bits: int = 8
     group_size: int | None = -1
@@ -278,7 +271,7 @@ class LowRankSpec:
     keep: float = 0.8
 
     def __post_init__(self) -> None:
-        _known(self.method, FACTORIZERS)
+        _check_method(self)
         if not 0 < self.keep <= 1:
             raise SpecError(f"keep is a share above 0 and at most 1, not {self.keep:g}")
 
@@ -309,17 +302,53 @@ class LowRankSpec:
 
 Spec = PruneSpec | QuantSpec | LowRankSpec
 
-FACTORIZERS = ("joint_lowrank",)
 PRUNERS = ("magnitude", "wanda", "ria", "sparsegpt")
-QUANTIZERS = (*QuantSpec.methods, *SmoothQuantSpec.methods)
+QUANTIZERS = ("rtn", "gptq", "awq", "smoothquant")
+FACTORIZERS = ("joint_lowrank",)
 ACT_STRATEGIES = ("token", "tensor")
 SMOOTHED = ("all", "norms")
-METHODS = (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
+
+_KINDS: dict[str, type[Spec]] = {
+    **dict.fromkeys(PRUNERS, PruneSpec),
+    **dict.fromkeys(QUANTIZERS, QuantSpec),
+    **dict.fromkeys(FACTORIZERS, LowRankSpec),
+    "smoothquant": SmoothQuantSpec,
+}
+METHODS: Mapping[str, type[Spec]] = MappingProxyType(_KINDS)
+"""Class of specification of every method, by the method's name; :func:`register_method` adds to it."""
 
 
-def _known(method: str, among: tuple[str, ...]) -> None:
-    if method not in among:
-        raise UnknownNameError("method", method, among)
+def enter(method: str, kind: type[Spec]) -> None:
+    """Make a method's name known.
+
+    Parameters
+    ----------
+    method : str
+        Its name.
+    kind : type
+        Class of its specifications.
+
+    Raises
+    ------
+    SpecError
+        If there is one of that name.
+    """
+    if method in _KINDS:
+        raise SpecError(f"there is a method named {method!r} already; take another name")
+    _KINDS[method] = kind
+
+
+def _check_method(spec: Spec) -> None:
+    """Refuse a method that is not known, or is described by another class."""
+    kind = type(spec)
+    own = [name for name, known in METHODS.items() if known is kind]
+    if spec.method in METHODS and spec.method not in own:
+        raise SpecError(
+            f"{spec.method} is no method of {kind.__name__}, which has {', '.join(own)}; method_spec takes the right "
+            "class"
+        )
+    if spec.method not in own:
+        raise UnknownNameError("method", spec.method, own)
 
 
 def _positive(name: str, value: float) -> None:
@@ -359,8 +388,9 @@ def method_spec(method: str, **options: Any) -> Spec:
     >>> method_spec("smoothquant", alpha=0.8).label
     'smoothquant W8A8'
     """
-    _known(method, METHODS)
-    kind = next(kind for kind in (SmoothQuantSpec, QuantSpec, PruneSpec, LowRankSpec) if method in _methods(kind))
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    kind = METHODS[method]
     fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
     for name in options:
         if name not in fields:
@@ -368,13 +398,6 @@ def method_spec(method: str, **options: Any) -> Spec:
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
     return kind(method, **options)
-
-
-def _methods(kind: type[Spec]) -> tuple[str, ...]:
-    """Names of the methods that a class of specifications describes."""
-    if issubclass(kind, QuantSpec):
-        return kind.methods
-    return PRUNERS if kind is PruneSpec else FACTORIZERS
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

@@ -132,11 +132,14 @@ class Strategy(ABC):
         Whether another generator gives another set; k-means counts, since its start is random.
     needs_target : bool
         Whether it reads what the model will be used for.
+    revision : int
+        Raise it when the strategy's choices change: stored sets are then chosen again.
     """
 
     name: ClassVar[str]
     stochastic: ClassVar[bool] = False
     needs_target: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
 
     def select(
         self,

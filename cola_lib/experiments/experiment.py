@@ -21,6 +21,7 @@ from cola_lib.experiments.selection import Selection, select
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
+from cola_lib.plugins import load_plugins
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
@@ -84,6 +85,9 @@ class Experiment:
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
     overlap: Literal["drop", "raise", "allow"] = "drop"
+
+    def __post_init__(self) -> None:
+        load_plugins()  # so that an unchanged notebook knows the sources and methods of `cola --plugin`
 
     @cached_property
     def lm(self) -> LanguageModel:

@@ -125,6 +125,7 @@ def selection_key(
         As in :func:`select`.
     """
     vocabulary = fingerprint(lm.tokenizer.get_vocab())
+    own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed, "tokenizer": vocabulary}
     wanted: Mapping[str, str] | None = None
     if target is not None:
@@ -133,7 +134,7 @@ def selection_key(
     return CellKey(
         model=lm.fingerprint,
         suite="selection",
-        spec={"strategy": chooser.name, **asdict(chooser), **size},
+        spec={"strategy": chooser.name, **asdict(chooser), **size, **own},
         calibration=pool.fingerprint,
         propagate=None,
         revisions=revisions("curate", "split", "tokenize"),

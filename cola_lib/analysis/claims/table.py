@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cola_lib.analysis.claims.rules import MARGIN
+from cola_lib.errors import SpecError, UnknownNameError
 
 SHARE = "% of bits per byte"
 SHARE_OF_OTHER = "% of baseline"
@@ -204,3 +205,31 @@ CLAIMS: dict[str, Claim] = {
     )
 }
 """Claims that have a test, by id."""
+
+
+def register_claim(claim: Claim) -> Claim:
+    """Enter a claim of your own, so that findings can be about it and the scorecard shows it.
+
+    Parameters
+    ----------
+    claim : Claim
+        With an id of its own. Write it down before you see the numbers.
+
+    Returns
+    -------
+    Claim
+        As given.
+
+    Raises
+    ------
+    SpecError
+        If there is a claim of that id.
+    UnknownNameError
+        If its unit is none of :data:`UNITS`.
+    """
+    if claim.id in CLAIMS:
+        raise SpecError(f"there is a claim {claim.id!r} already; take another id")
+    if claim.unit not in UNITS:
+        raise UnknownNameError("unit", claim.unit, UNITS)
+    CLAIMS[claim.id] = claim
+    return claim
