@@ -18,11 +18,21 @@ VARIABLE = "COLA_PLUGINS"
 
 
 class PluginError(ColaError):
-    """A plugin cannot be found or run."""
+    """A plugin cannot be found or run.
+
+    Examples
+    --------
+    >>> from cola_lib.plugins import PluginError, load_plugin
+    >>> try:
+    ...     load_plugin("no_such_module")
+    ... except PluginError as error:
+    ...     print(error)
+    plugin no_such_module: ModuleNotFoundError: No module named 'no_such_module'
+    """
 
 
 def load_plugin(name: str) -> ModuleType:
-    """Import a module that registers things, once per process.
+    r"""Import a module that registers things, once per process.
 
     Parameters
     ----------
@@ -38,6 +48,21 @@ def load_plugin(name: str) -> ModuleType:
     ------
     PluginError
         If there is no such module or file, or it raises.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.data import source_names
+    >>> from cola_lib.plugins import load_plugin
+    >>> lines = [
+    ...     "from cola_lib.data import Sample, SourceInfo, register_source",
+    ...     "info = SourceInfo('haiku', 'short poems', 'poetry', 'CC0-1.0', evaluation_fraction=0.0)",
+    ...     "register_source(info)(lambda: [Sample('1', 'An old silent pond', 'haiku')])",
+    ... ]
+    >>> _ = Path("poems.py").write_text("\n".join(lines))
+    >>> module = load_plugin("poems.py")
+    >>> "haiku" in source_names()
+    True
     """
     if not name.endswith(".py"):
         try:
@@ -82,6 +107,12 @@ def load_plugins(names: Sequence[str] = ()) -> list[ModuleType]:
     ------
     PluginError
         If one cannot be imported.
+
+    Examples
+    --------
+    >>> from cola_lib.plugins import load_plugins
+    >>> [module.__name__ for module in load_plugins(["json"])]
+    ['json']
     """
     before = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     given = [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]

@@ -64,6 +64,7 @@ from cola_lib.analysis.retention import (
     source_table,
 )
 from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
+from cola_lib.analysis.simulation import simulated_grid
 from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
 
@@ -139,6 +140,7 @@ __all__ = [
     "scorecard",
     "scorecard_markdown",
     "scorecard_parts",
+    "simulated_grid",
     "source_matters",
     "source_share",
     "source_table",

@@ -31,6 +31,14 @@ class PruneSpec:
         SparseGPT: columns whose mask is chosen together.
     exponent : float
         RIA: power of the input norm; 0 leaves the inputs out.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import PruneSpec
+    >>> PruneSpec("wanda", sparsity=0.6).label
+    'wanda 60%'
+    >>> PruneSpec("sparsegpt", pattern=(2, 4)).sparsity
+    0.5
     """
 
     method: str
@@ -111,6 +119,13 @@ class QuantSpec:
     act_strategy : {"token", "tensor"}
         What shares a step of that grid: a token, as it comes; or all tokens of a layer's input, with the range that
         calibration saw.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import QuantSpec
+    >>> spec = QuantSpec("gptq", bits=3, act_order=True)
+    >>> spec.label, spec.for_widths({576, 1536}).group_size
+    ('gptq 3-bit act-order', 96)
     """
 
     method: str
@@ -231,6 +246,13 @@ class SmoothQuantSpec(QuantSpec):
         follow a norm, as in the reference.
     damp, act_order, static_groups, block_size, n_grid, clip
         Not read.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import SmoothQuantSpec
+    >>> spec = SmoothQuantSpec(alpha=0.8)
+    >>> spec.label, spec.act_bits
+    ('smoothquant W8A8', 8)
     """
 
     method: str = "smoothquant"
@@ -265,6 +287,13 @@ class LowRankSpec:
         The method.
     keep : float
         Share of the parameters of the factorized layers that is kept, above 0 and at most 1.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import LowRankSpec
+    >>> spec = LowRankSpec(keep=0.5)
+    >>> spec.label, spec.rank(d_out=64, d_in=32)
+    ('joint_lowrank 50%', 10)
     """
 
     method: str = "joint_lowrank"
@@ -372,6 +401,11 @@ def method_spec(method: str, **options: Any) -> Spec:
         Fields of :class:`PruneSpec`, :class:`QuantSpec`, :class:`SmoothQuantSpec` or :class:`LowRankSpec`. A pattern
         may be written ``"2:4"``.
 
+    Returns
+    -------
+    PruneSpec, QuantSpec, SmoothQuantSpec or LowRankSpec
+        Checked.
+
     Raises
     ------
     UnknownNameError
@@ -381,6 +415,7 @@ def method_spec(method: str, **options: Any) -> Spec:
 
     Examples
     --------
+    >>> from cola_lib.compress import method_spec
     >>> method_spec("wanda", pattern="2:4").label
     'wanda 2:4'
     >>> method_spec("gptq", bits=3, group_size=64).label

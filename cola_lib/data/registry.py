@@ -41,6 +41,15 @@ class SourceInfo:
         Values that each filter takes; ``name:key=value``, several values with commas.
     evaluation_fraction : float
         Expected part of the source that is held out for evaluation.
+
+    Examples
+    --------
+    >>> from cola_lib.data import SourceInfo
+    >>> info = SourceInfo("proverbs", "in two languages", "folklore", "public domain", {"language": ("en", "de")})
+    >>> info.splits
+    ('calibration', 'evaluation', 'all')
+    >>> SourceInfo("notes", "all to calibrate on", "office", "mine", evaluation_fraction=0.0).splits
+    ('calibration', 'all')
     """
 
     name: str
@@ -235,6 +244,18 @@ def register_source(info: SourceInfo, fields: Mapping[str, str] | None = None) -
     ------
     SpecError
         If there is a source of that name, the name cannot be one, or a filter has no attribute to compare.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample, SourceInfo, load_samples, register_source
+    >>> languages = {"language": ("en", "ja")}
+    >>> info = SourceInfo("haiku", "short poems", "poetry", "CC0-1.0", languages, evaluation_fraction=0.0)
+    >>> @register_source(info)
+    ... def haiku():
+    ...     yield Sample("1", "An old silent pond", "haiku", language="en")
+    ...     yield Sample("2", "古池や", "haiku", language="ja")
+    >>> [sample.text for sample in load_samples("haiku:language=en")]
+    ['An old silent pond']
     """
     if info.name in _INFOS:
         raise SpecError(f"there is a source named {info.name!r} already; take another name")
@@ -282,12 +303,30 @@ def is_packaged(name: str) -> bool:
     -------
     bool
         False for what the user brings, by name, by path or by :func:`register_source`.
+
+    Examples
+    --------
+    >>> from cola_lib.data import is_packaged
+    >>> is_packaged("math:level=5"), is_packaged("notes.txt")
+    (True, False)
     """
     return name.split(":", 1)[0] in _PACKAGED_NAMES
 
 
 def source_names() -> list[str]:
-    """List the named sources."""
+    """List the named sources.
+
+    Returns
+    -------
+    list of str
+        In the order of the table, then those that were registered.
+
+    Examples
+    --------
+    >>> from cola_lib.data import source_names
+    >>> source_names()[:3]
+    ['c4', 'wikipedia', 'stories']
+    """
     return list(SOURCES)
 
 
@@ -299,10 +338,22 @@ def source_info(name: str) -> SourceInfo:
     name : str
         With or without filters.
 
+    Returns
+    -------
+    SourceInfo
+        What it offers.
+
     Raises
     ------
     UnknownNameError
         If no source has that name.
+
+    Examples
+    --------
+    >>> from cola_lib.data import source_info
+    >>> info = source_info("math:level=5")
+    >>> info.domain, info.filters["level"]
+    ('math', ('1', '2', '3', '4', '5'))
     """
     head = name.split(":", 1)[0]
     if head not in SOURCES:
@@ -317,13 +368,24 @@ def domain_of(name: str) -> str:
     ----------
     name : str
         With or without filters. A source that is not registered is a kind of its own.
+
+    Returns
+    -------
+    str
+        Such as ``"web"``, ``"math"`` or ``"code"``; the name itself if it is not registered.
+
+    Examples
+    --------
+    >>> from cola_lib.data import domain_of
+    >>> domain_of("math:level=5"), domain_of("notes.jsonl")
+    ('math', 'notes.jsonl')
     """
     head = name.split(":", 1)[0]
     return SOURCES[head].domain if head in SOURCES else name
 
 
 def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
-    """Read the samples of a source on one side of the split.
+    r"""Read the samples of a source on one side of the split.
 
     Parameters
     ----------
@@ -350,6 +412,14 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
         If nothing is left, or the source has no such half.
     AssetError
         If the packaged data are missing or damaged.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.data import load_samples
+    >>> _ = Path("notes.jsonl").write_text('{"text": "Still waters run deep.", "language": "en"}\n')
+    >>> [(sample.text, sample.language) for sample in load_samples("notes.jsonl")]
+    [('Still waters run deep.', 'en')]
     """
     if split not in ("calibration", "evaluation", "all"):
         raise UnknownNameError("split", str(split), ("calibration", "evaluation", "all"))

@@ -22,8 +22,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
     Examples
     --------
-    >>> tokenizer = byte_tokenizer()
-    >>> tokenizer.tokenize("and then")
+    >>> from cola_lib.models import byte_tokenizer
+    >>> byte_tokenizer().tokenize("and then")
     ['and', 'Ġthe', 'n']
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -55,6 +55,7 @@ def tiny_model(seed: int = 0, *, n_blocks: int = 2, width: int = 32) -> Language
 
     Examples
     --------
+    >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
     >>> len(lm.blocks), lm.dtype
     (2, torch.float32)
@@ -69,7 +70,7 @@ def tiny_model(seed: int = 0, *, n_blocks: int = 2, width: int = 32) -> Language
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=width // 4,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         pad_token_id=None,
         bos_token_id=0,
         eos_token_id=0,

@@ -55,6 +55,12 @@ class Claim:
         Effects up to here count as none, in the unit of the value (a share, not per cent).
     null : float
         What the value is compared with.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import CLAIMS
+    >>> CLAIMS["C1"].title, CLAIMS["C1"].paper
+    ('Longer samples keep more mathematics', '25.5 % relative (128 to 2048 tokens)')
     """
 
     id: str
@@ -226,6 +232,13 @@ def register_claim(claim: Claim) -> Claim:
         If there is a claim of that id.
     UnknownNameError
         If its unit is none of :data:`UNITS`.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Claim, Finding, register_claim
+    >>> claim = register_claim(Claim("X1", "Poems help", "Gain of poems over prose is above 0", "not in the paper"))
+    >>> Finding(claim.id, "wanda", 0.02, 0.01, 0.03, claim.unit, 0.001, n_draws=3, n_items=40).text
+    '+2.00 [+1.00, +3.00] % of bits per byte'
     """
     if claim.id in CLAIMS:
         raise SpecError(f"there is a claim {claim.id!r} already; take another id")
