@@ -32,7 +32,7 @@ SOURCES      := cola_lib tests $(wildcard benchmarks)
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html evidence test interop assets setup lint format bench lock clean distclean
+.PHONY: help book plan notebooks html evidence test coverage interop assets setup lint format bench lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -66,6 +66,9 @@ test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for 
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
 
+coverage: setup assets  ## Run the tests and count the lines and branches that they reach; coverage.xml for machines
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --cov --cov-report term:skip-covered --cov-report xml $(PYTEST)
+
 interop: $(TOOLS:%=.venv-interop/%/.installed)  ## Run llm-compressor and GPTQModel on our sets, each in an environment of its own
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m interop tests/test_interop.py $(PYTEST)
@@ -79,9 +82,10 @@ evidence: setup  ## Pack what PROFILE=standard computed into evidence/, and its 
 	@$(PY) -m cola_lib.cli pack --store results/standard --out evidence
 	@$(PY) -m cola_lib.cli claims --store evidence --into README.md
 
-lint: setup  ## Check style, formatting and the direction of imports
+lint: setup  ## Check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(BIN)/lint-imports
 
 format: setup  ## Mend style and formatting
@@ -98,7 +102,7 @@ lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE
 	for tool in $(TOOLS); do $(COMPILE) requirements-interop-$$tool.in -o requirements-interop-$$tool.lock; done
 
 clean:  ## Remove what the book and the tests wrote; results and .venv stay
-	rm -rf _build book/executed .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage coverage.xml
+	rm -rf _build book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage coverage.xml
 	find cola_lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## Remove the results and all environments too

@@ -43,7 +43,19 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
 
 
 class NotebookError(ColaError):
-    """A notebook cannot be run as it is."""
+    """A notebook cannot be run as it is.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import NotebookError, declared_parameters
+    >>> _ = Path("notes.ipynb").write_text("not a notebook")
+    >>> try:
+    ...     declared_parameters(Path("notes.ipynb"))
+    ... except NotebookError as error:
+    ...     print(str(error).partition(":")[0])
+    notes.ipynb is not a Jupyter notebook
+    """
 
 
 class ExecutionError(NotebookError):
@@ -55,6 +67,12 @@ class ExecutionError(NotebookError):
         Which notebook, where in it, and what happened.
     traceback : str, optional
         What the failing cell printed, without terminal colours.
+
+    Examples
+    --------
+    >>> from cola_lib.book import ExecutionError
+    >>> ExecutionError("02_data_source.ipynb: cell 4 raised KeyError: 'c4'", "Traceback ...").traceback
+    'Traceback ...'
     """
 
     def __init__(self, message: str, traceback: str = "") -> None:
@@ -67,7 +85,17 @@ class ExecutionError(NotebookError):
 
 
 class ParameterError(ColaError):
-    """A notebook parameter has a value of the wrong kind, or cannot be read."""
+    """A notebook parameter has a value of the wrong kind, or cannot be read.
+
+    Examples
+    --------
+    >>> from cola_lib.book import ParameterError, parse_overrides
+    >>> try:
+    ...     parse_overrides(["n_draws"])
+    ... except ParameterError as error:
+    ...     print(error)
+    parameter 'n_draws' does not read name=value
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,6 +120,13 @@ class Profile:
     variants : mapping of str to mapping
         More runs of the same notebooks, for another model say, each with a name and the parameters that differ; a
         notebook takes those that it has. What they make goes to a folder of that name.
+
+    Examples
+    --------
+    >>> from cola_lib.book import Profile
+    >>> profile = Profile("mine", "a quick look", "a minute", {"02_data_source": {"n_draws": 2}})
+    >>> list(profile.notebooks)
+    ['02_data_source']
     """
 
     name: str
@@ -121,6 +156,13 @@ class NotebookRun:
         Names of notebooks that it waits for, where they run too.
     variant : str
         Of the profile; empty for the profile's own parameters.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import NotebookRun
+    >>> NotebookRun(Path("notebooks/02_data_source.ipynb"), Path("out.ipynb"), {"n_draws": 2}).name
+    '02_data_source'
     """
 
     source: Path
@@ -144,7 +186,7 @@ def _within(variant: str, name: str) -> str:
 
 
 def read_profile(name: str, folder: Path) -> Profile:
-    """Read a profile.
+    r"""Read a profile.
 
     Parameters
     ----------
@@ -164,6 +206,15 @@ def read_profile(name: str, folder: Path) -> Profile:
         If there is no such profile, or the file has a key that no profile has.
     ColaError
         If the file is not YAML, or lacks a key.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import read_profile
+    >>> lines = ["about: a quick look", "takes: a minute", "notebooks: {02_data_source: {n_draws: 2}}"]
+    >>> _ = Path("mine.yml").write_text("\n".join(lines))
+    >>> read_profile("mine", Path(".")).notebooks
+    {'02_data_source': {'n_draws': 2}}
     """
     path = folder / f"{name}.yml"
     if not _is_file(path):
@@ -229,6 +280,12 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     ------
     ParameterError
         If a pair has no ``=``, the value is not YAML, or a name stands twice.
+
+    Examples
+    --------
+    >>> from cola_lib.book import parse_overrides
+    >>> parse_overrides(["n_draws=5", "sources=[c4, notes.jsonl]"])
+    {'n_draws': 5, 'sources': ['c4', 'notes.jsonl']}
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -258,6 +315,16 @@ def declared_parameters(source: Path) -> dict[str, Any]:
     ------
     NotebookError
         If the file is no notebook, or the cell holds more than assignments of literals.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import declared_parameters
+    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
+    >>> declared_parameters(Path("small.ipynb"))
+    {'n_draws': 3}
     """
     cells = [c for c in _read_notebook(source).cells if PARAMETERS_TAG in c.metadata.get("tags", ())]
     if len(cells) > 1:
@@ -310,6 +377,17 @@ def plan(
         If a value is of another kind than the notebook's default.
     NotebookError
         If a notebook cannot be read, or an output would replace its source.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan
+    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
+    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n_draws": 5})
+    >>> run.out.name, run.parameters
+    ('small.ipynb', {'n_draws': 5})
     """
     profile = profile or Profile("", "", "", {})
     runs = []
@@ -341,7 +419,7 @@ def plan(
 
 
 def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
-    """Execute a notebook and write it, whole or not at all.
+    r"""Execute a notebook and write it, whole or not at all.
 
     Parameters
     ----------
@@ -367,6 +445,19 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     -----
     Execution times and paths are dropped from the metadata, so that the same run gives the same file.
     Progress bars are dropped from the outputs: they are for whoever waits, not for whoever reads.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan, run_notebook
+    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
+    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
+    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n": 5})
+    >>> seconds = run_notebook(run)
+    >>> nbformat.read("done/small.ipynb", as_version=4).cells[-1].outputs[0].text
+    '5\n'
     """
     start = time.monotonic()
     run.out.parent.mkdir(parents=True, exist_ok=True)
@@ -420,6 +511,18 @@ def run_notebooks(
     -----
     Small models gain little from threads: on two cores two notebooks with one thread each take less time than one
     after the other with two threads.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan, run_notebooks
+    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
+    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
+    >>> runs = plan(["small"], folder=Path("."), out=Path("done"))
+    >>> [(run.name, seconds is not None) for run, seconds in run_notebooks(runs)]  # begun, then done
+    [('small', False), ('small', True)]
     """
     if jobs < 1:
         raise SpecError(f"jobs: at least 1, not {jobs}")

@@ -28,11 +28,13 @@ from cola_lib.analysis.claims import (
     c17_proxy,
     c18_robust,
     c19_cheap,
+    compare,
     findings_from_json,
     findings_to_json,
     judge_family,
     matters,
     overall,
+    register_claim,
     scorecard,
     scorecard_markdown,
     scorecard_parts,
@@ -62,6 +64,7 @@ from cola_lib.analysis.retention import (
     source_table,
 )
 from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
+from cola_lib.analysis.simulation import simulated_grid
 from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
 
@@ -105,6 +108,7 @@ __all__ = [
     "c19_cheap",
     "c17_proxy",
     "cell_table",
+    "compare",
     "condition",
     "difference",
     "deployment_errors",
@@ -127,6 +131,7 @@ __all__ = [
     "proxy_table",
     "rank_correlations",
     "ratio",
+    "register_claim",
     "retention_table",
     "rng_of",
     "score_interval",
@@ -135,6 +140,7 @@ __all__ = [
     "scorecard",
     "scorecard_markdown",
     "scorecard_parts",
+    "simulated_grid",
     "source_matters",
     "source_share",
     "source_table",

@@ -54,6 +54,17 @@ class Coverage:
         Sources of the best set, in the order in which they joined it.
     gains : tuple of float
         What each of them added to the weighted coverage of the set.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, cover, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"far": [Sample("1", "0110 1001", "far")], "near": [Sample("2", "Haste makes waste.", "near")]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> found = cover(pool, tiny_model(), target, seq_len=16, n_sources=1)
+    >>> found.chosen, list(found.table.columns)
+    (('near',), ['source', 'capability', 'semantic', 'statistical', 'coverage'])
     """
 
     table: pd.DataFrame
@@ -124,6 +135,16 @@ def cover(
     References
     ----------
     He et al., arXiv 2510.10618, and github.com/BokwaiHo/COLA. Their embedding is all-MiniLM-L6-v2.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, cover, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"bits": [Sample("1", "0110 1001", "bits")], "words": [Sample("2", "Haste makes waste.", "words")]})
+    >>> target = deployment({"language": [Sample("t", "Haste makes sense.", "target")]})
+    >>> cover(pool, tiny_model(), target, seq_len=16, n_sources=1, embedding="tfidf").chosen
+    ('words',)
     """
     rows = pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
     wanted = target.pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
@@ -191,6 +212,16 @@ def activation_vectors(
     ndarray of shape (n_rows, width), float64
         Per block the mean over tokens, scaled to unit length; blocks side by side, projected by a Gaussian matrix
         divided by √width.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, activation_vectors
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
+    >>> activation_vectors(pool, lm, pool.rows(lm.tokenizer, seq_len=32), seed=0, width=8).shape
+    (2, 8)
     """
     taken, probes = _projection(lm, seed, width, blocks)
     key = ("projection", seed, width, taken)
@@ -241,6 +272,19 @@ def select_streaming(
     -----
     What grows with the pool is one vector of ``width`` numbers for each candidate, 256 bytes. Clusters are found by
     mini-batch k-means above :data:`~cola_lib.curation.base.MANY` candidates.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import candidates, select_streaming
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> def read():
+    ...     texts = (f"{i} green bottles standing on the wall" for i in range(12))
+    ...     samples = (Sample(str(i), text, "song") for i, text in enumerate(texts))
+    ...     return candidates(samples, lm.tokenizer, seq_len=16)
+    >>> select_streaming(lm, read, n_samples=3, seq_len=16, width=8).n_samples
+    3
     """
     parts = []
     for some in _windows(read(), window):
@@ -310,6 +354,21 @@ class Cola(Strategy):
     ----------
     He et al., "Preserving LLM Capabilities through Calibration Data Curation: From Analysis to Optimization", NeurIPS
     2025, arXiv 2510.10618; github.com/BokwaiHo/COLA.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Cola, Pool, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = Cola().select(pool, tiny_model(), n_samples=2, seq_len=16, target=target, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'cola')
     """
 
     name: ClassVar[str] = "cola"

@@ -36,7 +36,24 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 def is_external(name: str) -> bool:
-    """Say whether a source name means a dataset of the hub or a local file."""
+    """Say whether a source name means a dataset of the hub or a local file.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`load_samples` takes it.
+
+    Returns
+    -------
+    bool
+        Whether it begins with ``hf:`` or ends as a file does that can be read.
+
+    Examples
+    --------
+    >>> from cola_lib.data import is_external
+    >>> is_external("notes.jsonl"), is_external("hf:allenai/c4:en"), is_external("c4")
+    (True, True, False)
+    """
     return name.startswith("hf:") or _LOCAL.match(name) is not None
 
 

@@ -42,6 +42,15 @@ class CellKey:
         Of the algorithms that are in neither of the fingerprints above.
     targets : mapping of str to str or None
         Fingerprint of the inputs of each target on which the layers' errors were measured; ``None`` without.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.experiments import cell_key
+    >>> spec = method_spec("rtn", bits=3)
+    >>> key = cell_key(model="m", suite="s", spec=spec.key(), calibrated=spec.calibrated, calibration="not read")
+    >>> key.calibration is None, len(key.fingerprint)
+    (True, 20)
     """
 
     model: str
@@ -89,10 +98,21 @@ def cell_key(
     targets : mapping of str to str, optional
         Fingerprints of the targets' inputs; dropped for the dense model, which makes no errors.
 
+    Returns
+    -------
+    CellKey
+        Without what does not matter.
+
     Raises
     ------
     SpecError
         If the method reads calibration data and there is none.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import cell_key
+    >>> cell_key(model="m", suite="s") == cell_key(model="m", suite="s", calibration="what the dense model never reads")
+    True
     """
     targets = dict(sorted(targets.items())) if targets and spec is not None else None
     if not calibrated:
@@ -125,6 +145,15 @@ class CellResult:
         Of the packages that computed it.
     created : str
         ISO 8601 time in UTC.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.experiments import CellResult, cell_key
+    >>> scores = pd.DataFrame({"item": ["1"], "capability": "math", "task": "sums", "bits_per_byte": [1.2]})
+    >>> key = cell_key(model="m", suite="s")
+    >>> CellResult(key, scores, {"method": "dense"}).frame()[["method", "item", "bits_per_byte"]].to_dict("records")
+    [{'method': 'dense', 'item': '1', 'bits_per_byte': 1.2}]
     """
 
     key: CellKey
@@ -259,7 +288,19 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose arithmetic a result rests on."""
+    """Versions of Python and of the packages whose arithmetic a result rests on.
+
+    Returns
+    -------
+    dict of str to str
+        By package.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import current_versions
+    >>> {"python", "torch"} <= current_versions().keys()
+    True
+    """
     names = ("cola-lib", "numpy", "torch", "transformers")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 

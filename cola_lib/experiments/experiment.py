@@ -21,6 +21,7 @@ from cola_lib.experiments.selection import Selection, select
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
+from cola_lib.plugins import load_plugins
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
@@ -66,6 +67,18 @@ class Experiment:
     overlap : {"drop", "raise", "allow"}
         What is done with samples of a dataset of your own that repeat evaluation items. They are left out and counted
         in a warning, since any large corpus of the web has some.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Experiment
+    >>> from cola_lib.models import tiny_model
+    >>> tiny_model().save("tiny")
+    >>> experiment = Experiment(
+    ...     model="tiny", n_samples=2, seq_len=16, evaluate_on={"sums": "gsm8k"}, tokens_per_capability=1600
+    ... )
+    >>> grid = experiment.run(["random tokens"], [{"method": "wanda", "sparsity": 0.5}], draws=1, progress=False)
+    >>> sorted(grid.frame["label"].unique())
+    ['dense', 'wanda 50%']
     """
 
     model: str = "smollm2-135m"
@@ -84,6 +97,9 @@ class Experiment:
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
     overlap: Literal["drop", "raise", "allow"] = "drop"
+
+    def __post_init__(self) -> None:
+        load_plugins()  # so that an unchanged notebook knows the sources and methods of `cola --plugin`
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -546,10 +562,21 @@ def as_strategy(given: Strategy | str | Mapping[str, Any]) -> Strategy:
     given : Strategy, str or mapping
         A mapping needs a ``strategy``; the rest are its options.
 
+    Returns
+    -------
+    Strategy
+        With its options.
+
     Raises
     ------
     SpecError
         If a mapping names no strategy, or it is something else.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import as_strategy
+    >>> as_strategy("random").label, as_strategy({"strategy": "perplexity", "order": "middle"}).label
+    ('random', 'perplexity(order=middle)')
     """
     if isinstance(given, Strategy):
         return given
@@ -565,10 +592,21 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
     method : PruneSpec, QuantSpec or mapping
         A mapping needs a ``method``; the rest are its options.
 
+    Returns
+    -------
+    PruneSpec, QuantSpec or LowRankSpec
+        Checked.
+
     Raises
     ------
     SpecError
         If a mapping names no method, or it is something else.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import as_spec
+    >>> as_spec({"method": "wanda", "pattern": "2:4"}).label
+    'wanda 2:4'
     """
     if is_dataclass(method) and not isinstance(method, type):
         return method

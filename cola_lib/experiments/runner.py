@@ -74,6 +74,13 @@ class SpotCheck:
         Method, source and draw.
     largest : float
         Largest difference of a capability's bits per byte, as a share of the stored value.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import SpotCheck, TOLERANCE
+    >>> check = SpotCheck("002f198e4ef079897ad1", "gptq 3-bit on c4, draw 1", largest=0.0001)
+    >>> check.largest < TOLERANCE
+    True
     """
 
     cell: str
@@ -101,6 +108,20 @@ class GridResult:
         Wall time of the whole call.
     checks : tuple of SpotCheck
         Stored cells that were computed again, and agreed.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> grid = run_grid(lm, [rows], [method_spec("wanda", sparsity=0.5)], suite, ResultStore("results"), progress=False)
+    >>> grid.n_computed, grid.n_read, len(grid.layers)
+    (2, 0, 14)
     """
 
     frame: pd.DataFrame
@@ -144,6 +165,15 @@ class Tuning:
         On what.
     name : str
         What it is called behind a method's label.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments import Tuning
+    >>> from cola_lib.finetune import TuneSpec
+    >>> from cola_lib.models import byte_tokenizer
+    >>> Tuning(TuneSpec(steps=2), random_tokens_set(byte_tokenizer(), 4, 16)).name
+    'tuned'
     """
 
     spec: TuneSpec
@@ -227,6 +257,23 @@ def run_grid(
         If the store cannot be read or written; found out before anything is computed.
     EvidenceError
         If the cell that is computed again differs from what is stored by more than :data:`TOLERANCE`.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> specs = [method_spec("wanda", sparsity=0.5), method_spec("gptq", bits=3, group_size=16)]
+    >>> for _ in range(2):
+    ...     grid = run_grid(lm, [rows], specs, suite, ResultStore("results"), progress=False)
+    ...     print(grid.n_computed, grid.n_read)
+    3 0
+    0 3
     """
     began = time.perf_counter()
     if propagate not in PROPAGATE:
@@ -532,5 +579,17 @@ def device_name(device: torch.device) -> str:
     ----------
     device : torch.device
         A GPU gets its product name.
+
+    Returns
+    -------
+    str
+        ``"cpu"`` or the GPU's product name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.experiments import device_name
+    >>> isinstance(device_name(torch.device("cpu")), str)
+    True
     """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -87,6 +87,17 @@ class ResultStore:
     Writers of one cell write the same numbers, and the last one stays. A kill may leave a hidden ``.tmp`` file
     behind, which nothing reads. A file whose format is that of another version of this library is neither read nor
     moved nor replaced: that version still needs it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.experiments import CellResult, ResultStore, cell_key
+    >>> scores = pd.DataFrame({"item": ["1"], "capability": "math", "task": "sums", "bits_per_byte": [1.2]})
+    >>> key = cell_key(model="m", suite="s")
+    >>> store = ResultStore("results")
+    >>> store.put(CellResult(key, scores, {"method": "dense"}))
+    >>> store.keys() == [key.fingerprint], store.get(key).labels
+    (True, {'method': 'dense'})
     """
 
     def __init__(self, url: str | os.PathLike[str], *, packed: Sequence[str | os.PathLike[str]] = ()) -> None:

@@ -26,6 +26,16 @@ class Workspace:
     a set whose first rows are the last set's is walked over its other rows only: that is what makes a study of
     sample amounts as cheap as its largest set. The order of summation then differs from that of one long walk, and
     with it the last digits.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments import Workspace
+    >>> from cola_lib.models import tiny_model
+    >>> lm, workspace = tiny_model(), Workspace()
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> workspace.statistics(lm, rows) is workspace.statistics(lm, rows)
+    True
     """
 
     def __init__(self) -> None:

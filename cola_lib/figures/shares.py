@@ -29,6 +29,15 @@ def stacked_shares(table: pd.DataFrame, *, row: str, part: str, value: str, xlab
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import stacked_shares
+    >>> table = pd.DataFrame({"task": "math", "component": ["source", "method", "item"], "share": [0.2, 0.5, 0.3]})
+    >>> figure = stacked_shares(table, row="task", part="component", value="share", xlabel="variance (%)")
+    >>> len(figure.axes)
+    1
     """
     wide = 100 * table.pivot(index=row, columns=part, values=value)
     wide = wide.reindex(index=list(dict.fromkeys(table[row])), columns=list(dict.fromkeys(table[part])))
