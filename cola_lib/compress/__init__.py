@@ -23,6 +23,7 @@ from cola_lib.compress.specs import (
     SmoothQuantSpec,
     Spec,
     method_spec,
+    spec_class,
 )
 from cola_lib.compress.wanda import wanda
 
@@ -53,6 +54,7 @@ __all__ = [
     "joint_lowrank",
     "magnitude",
     "method_spec",
+    "spec_class",
     "restored",
     "ria",
     "rounding_of",

@@ -359,8 +359,7 @@ def method_spec(method: str, **options: Any) -> Spec:
     >>> method_spec("smoothquant", alpha=0.8).label
     'smoothquant W8A8'
     """
-    _known(method, METHODS)
-    kind = next(kind for kind in (SmoothQuantSpec, QuantSpec, PruneSpec, LowRankSpec) if method in _methods(kind))
+    kind = spec_class(method)
     fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
     for name in options:
         if name not in fields:
@@ -368,6 +367,23 @@ def method_spec(method: str, **options: Any) -> Spec:
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
     return kind(method, **options)
+
+
+def spec_class(method: str) -> type[Spec]:
+    """Class of a method's specification, whose fields are its options.
+
+    Parameters
+    ----------
+    method : str
+        One of :data:`METHODS`.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method.
+    """
+    _known(method, METHODS)
+    return next(kind for kind in (SmoothQuantSpec, QuantSpec, PruneSpec, LowRankSpec) if method in _methods(kind))
 
 
 def _methods(kind: type[Spec]) -> tuple[str, ...]:
