@@ -13,12 +13,17 @@ import pytest
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from cola_lib.curation import Placer, base, candidates, select_streaming, windows  # noqa: E402
+from cola_lib.data import Sample  # noqa: E402
 from cola_lib.errors import ClusterError, NumericsError, StoreError  # noqa: E402
-from cola_lib.experiments import ResultStore, SetTask, Sweep, TaskResult, Worker, run_sweep  # noqa: E402
+from cola_lib.experiments import ResultStore, SetTask, Sweep, TaskResult, Worker, ray_engine, ray_pool, run_sweep  # noqa: E402
 from cola_lib.experiments.ray_engine import run_on_ray  # noqa: E402
+from cola_lib.experiments.sweep import Resources  # noqa: E402
+from cola_lib.models import load_model  # noqa: E402
 from tests.test_sweep import save_tiny  # noqa: E402
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+pytestmark = pytest.mark.xdist_group("ray")  # all of it in one process: one cluster is enough
 CONFIG = {
     # a node that is killed is missed after 2 s
     "health_check_initial_delay_ms": 1000,
@@ -30,10 +35,12 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head with one core; tests add nodes to it."""
+    """A head and a second node, one core each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     made = Cluster(initialize_head=True, head_node_args=NODE | {"_system_config": CONFIG})
     ray.init(address=made.address, logging_level="ERROR", log_to_driver=False)
+    made.add_node(**NODE)
+    made.wait_for_nodes()
     yield made
     ray.shutdown()
     made.shutdown()
@@ -58,6 +65,71 @@ def sweep(tmp_path_factory, smollm2_tokenizer) -> Sweep:
     return Sweep.model_validate_json(json.dumps(given))
 
 
+class Shard:
+    """Candidates of some texts."""
+
+    def __init__(self, tokenizer, start: int, stop: int) -> None:
+        self.tokenizer, self.numbers = tokenizer, range(start, stop)
+
+    def __call__(self):
+        time.sleep(2 * (self.numbers[0] == 0))  # the first shard is the last to be read, unless order is kept
+        texts = (f"the {i * 7919 % 1009} bands and sand of {i} " * (1 + i % 5) for i in self.numbers)
+        samples = (Sample(f"s/{i}", text, "s") for i, text in zip(self.numbers, texts, strict=True))
+        return candidates(samples, self.tokenizer, seq_len=32)
+
+
+def test_a_pool_is_chosen_from_as_on_one_machine(cluster, sweep, smollm2_tokenizer, monkeypatch):
+    monkeypatch.setattr(base, "MANY", 50)  # mini-batch k-means, as for large pools
+    shards = [Shard(smollm2_tokenizer, *ends) for ends in ((0, 40), (40, 45), (45, 90))]
+    model, size = sweep.models[0], {"n_samples": 6, "seq_len": 32, "seed": 3, "window": 16}
+    calls = []
+    monkeypatch.setattr(
+        ray_pool, "_placed", lambda *args, f=ray_pool._placed: (calls.append(p.copy()) or p for p in f(*args))
+    )
+    chosen = ray_pool.select_on_ray(model, smollm2_tokenizer, shards, **size)
+    lm = load_model(model)
+    wanted = select_streaming(lm, shards, **size)
+    assert chosen.sample_ids == wanted.sample_ids and chosen.fingerprint == wanted.fingerprint
+    place = Placer(lm, seq_len=32, seed=3)
+    own = [place(some) for shard in shards for some in windows(shard(), 16)]
+    assert [len(part) for part in calls] == [len(part) for part in own], "windows end where shards do"
+    assert len(own) > len(shards)
+    np.testing.assert_array_equal(np.concatenate(calls), np.concatenate(own))
+
+
+class Falling(Worker):
+    """Takes its process with it, or raises, as its sweep says."""
+
+    def run(self, task: SetTask) -> TaskResult:
+        if self._sweep.about == "fall":
+            os._exit(1)
+        raise NumericsError("model.layers.0", "a test")
+
+
+def test_what_a_worker_raises_is_raised_here(cluster, sweep):
+    with pytest.raises(NumericsError, match=r"model\.layers\.0: a test"):
+        list(run_on_ray(sweep, sweep.tasks(), worker=Falling))
+
+
+def test_a_task_that_takes_its_workers_with_it_ends_the_sweep(cluster, sweep, monkeypatch):
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    falling = sweep.model_copy(update={"about": "fall"})
+    with pytest.raises(ClusterError, match=r"SetTask\(.* has lost 2 workers"):
+        list(run_on_ray(falling, sweep.tasks()[:1], worker=Falling))
+
+
+def test_nodes_must_see_the_same_store(cluster, sweep, monkeypatch):
+    monkeypatch.setattr(ray_engine, "ResultStore", lambda url: ResultStore(f"{url}/elsewhere"))
+    with pytest.raises(StoreError, match="does not see the results in"):
+        list(run_on_ray(sweep, sweep.tasks()[:1]))
+
+
+def test_demands_that_no_node_can_meet_are_refused(cluster, sweep):
+    greedy = sweep.model_copy(update={"resources": Resources(cpus=64, gpus=1)})
+    with pytest.raises(ClusterError, match="room for a worker with 64 CPU, 1 GPU; they have 1 CPU"):
+        run_sweep(greedy, engine="ray", progress=False)
+
+
 class Dying(Worker):
     """Stops for good on one node, in the middle of a task, and says so: that node is then killed."""
 
@@ -77,9 +149,9 @@ class Dying(Worker):
         return super().run(task)
 
 
+# The last one: what is killed stays dead.
 def test_a_killed_node_loses_nothing(cluster, sweep, tmp_path):
-    second = cluster.add_node(**NODE)
-    cluster.wait_for_nodes()
+    (second,) = cluster.worker_nodes
     folder = Path(sweep.store)
     (folder / "doomed").write_text(second.node_id)
     tasks = sweep.tasks()

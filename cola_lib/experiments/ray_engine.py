@@ -178,11 +178,11 @@ def run_on_ray(
     with connected(address) as ray:
         shared = _absolute(sweep)
         store = ResultStore(shared.store)
-        wanted = min(workers or _room(ray, sweep.resources), len(tasks))
+        wanted = min(workers or room(ray, sweep.resources), len(tasks))
         if not wanted:
             raise ClusterError(
-                f"no node of the cluster has room for a worker with {_told(_demands(sweep.resources))}; they have "
-                f"{'; '.join(_told(node) for node in _nodes(ray)) or 'nothing'}. Ask for less under resources, or give "
+                f"no node of the cluster has room for a worker with {told(demands(sweep.resources))}; they have "
+                f"{'; '.join(told(node) for node in _nodes(ray)) or 'nothing'}. Ask for less under resources, or give "
                 "the number of workers to wait for nodes that are still to come"
             )
         with store.marked() as mark:
@@ -217,7 +217,7 @@ class _Crew:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > patience:
                 raise ClusterError(
-                    f"no worker with {_told(_demands(self._resources))} found room on the cluster for "
+                    f"no worker with {told(demands(self._resources))} found room on the cluster for "
                     f"{patience:.0f} s; {len(queue)} of {len(tasks)} tasks are left. Add nodes, and run the sweep "
                     "again: what is in the store stays"
                 )
@@ -226,7 +226,7 @@ class _Crew:
 
     def _hire(self, size: int) -> None:
         """Ask for workers where some are missing."""
-        actor = self._ray.remote(RayWorker).options(**_options(self._resources), max_restarts=0)
+        actor = self._ray.remote(RayWorker).options(**options(self._resources), max_restarts=0)
         while len(self._arriving) + len(self._busy) + len(self._idle) < size:
             hired = actor.remote(*self._given)
             self._arriving[hired.check.remote()] = hired
@@ -286,15 +286,28 @@ def _absolute(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"store": full(sweep.store), "packed": tuple(map(full, sweep.packed))})
 
 
-def _demands(resources: Resources) -> dict[str, float]:
-    """Say what Ray is to reserve for a worker, by Ray's names."""
+def demands(resources: Resources) -> dict[str, float]:
+    """Say what Ray is to reserve for a worker, by Ray's names.
+
+    Parameters
+    ----------
+    resources : Resources
+        Of one worker.
+    """
     given = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
     return {name: value for name, value in given.items() if value}
 
 
-def _options(resources: Resources) -> dict[str, Any]:
+def options(resources: Resources) -> dict[str, Any]:
+    """Say the same as :func:`demands`, as options of an actor.
+
+    Parameters
+    ----------
+    resources : Resources
+        Of one worker.
+    """
     names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
-    return {names[name]: value for name, value in _demands(resources).items()}
+    return {names[name]: value for name, value in demands(resources).items()}
 
 
 def _nodes(ray: ModuleType) -> list[dict[str, float]]:
@@ -307,11 +320,26 @@ def _nodes(ray: ModuleType) -> list[dict[str, float]]:
     ]
 
 
-def _room(ray: ModuleType, resources: Resources) -> int:
-    """How many workers the cluster has room for."""
-    demands = _demands(resources)
-    return sum(int(min(node.get(kind, 0) // value for kind, value in demands.items())) for node in _nodes(ray))
+def room(ray: ModuleType, resources: Resources) -> int:
+    """Count the workers that the cluster has room for.
+
+    Parameters
+    ----------
+    ray : module
+        Ray, connected.
+    resources : Resources
+        Of one worker.
+    """
+    wanted = demands(resources)
+    return sum(int(min(node.get(kind, 0) // value for kind, value in wanted.items())) for node in _nodes(ray))
 
 
-def _told(resources: dict[str, float]) -> str:
+def told(resources: dict[str, float]) -> str:
+    """Write demands as a reader would.
+
+    Parameters
+    ----------
+    resources : dict of str to float
+        By Ray's names.
+    """
     return ", ".join(f"{value:g} {kind}" for kind, value in resources.items())
