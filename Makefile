@@ -10,6 +10,9 @@ PROFILE ?= quick
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
+BENCH   ?=
+# What the figures of this machine are filed under.
+MACHINE ?= cpu
 # Tests, or notebooks, at a time: small matrices gain little from threads.
 JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -22,6 +25,8 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED    := $(VENV)/.installed
 PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
+# What FRESH=1 removes: the results of the profile, not those of others, which lie below or beside.
+STALE        := $(if $(filter quick,$(PROFILE)),results/cells results/findings,results/$(PROFILE))
 SOURCES      := cola_lib tests $(wildcard benchmarks)
 
 # What `make interop` runs, each in .venv-interop/TOOL.
@@ -31,13 +36,13 @@ TOOLS := llmcompressor gptqmodel
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
-	@echo "FRESH=1 removes the stored results first, so that make book computes all of them."
+	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
-	@$(if $(FRESH),rm -rf results book/executed _build)
+	@$(if $(FRESH),rm -rf $(STALE) book/executed _build)
 	@$(MAKE) --no-print-directory assets
 	@$(MAKE) --no-print-directory notebooks html
 
@@ -83,11 +88,11 @@ format: setup  ## Mend style and formatting
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup assets  ## Time the solvers on the embedded model
-	$(PY) -m benchmarks
+bench: setup assets  ## Time everything against the forward pass and the peers, into benchmarks/results; BENCH="--only walk" for a part
+	$(PY) -m benchmarks --out benchmarks/results/$(MACHINE).json $(BENCH)
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
-	$(COMPILE) --extra book --extra dev --extra export --extra ray pyproject.toml -o requirements.lock
+	$(COMPILE) --extra book --extra dev --extra export --extra embeddings --extra ray pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock requirements-bootstrap.in -o requirements-bootstrap.lock
 	@# The tools' pins contradict ours and each other's, so each has a lock of its own.
 	for tool in $(TOOLS); do $(COMPILE) requirements-interop-$$tool.in -o requirements-interop-$$tool.lock; done

@@ -1,7 +1,84 @@
-"""Run all benchmarks, one after another."""
+"""Time the library against the machine's limits and its peers: ``python -m benchmarks --help``, or ``make bench``."""
 
-from benchmarks import evaluate_speed, select_speed, solve_speed
+from __future__ import annotations
 
-for benchmark in (solve_speed, evaluate_speed, select_speed):
-    print(f"== {benchmark.__name__}")
-    benchmark.main()
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks import compress, evaluate, limits, scaling, selection, walk
+from benchmarks.timing import Report, Row, facts
+from cola_lib.calibration import calibration_set
+from cola_lib.models import load_model
+
+PARTS = ("limits", "walk", "compress", "evaluate", "select", "scaling", "gpu")
+
+
+def show(rows: list[Row]) -> None:
+    """Print a table."""
+    for row in rows:
+        said = {None: "      ", True: "met   ", False: "MISSED"}[row.met]
+        aim = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+        print(
+            f"  {said} {row.ratio:7.2f} [{row.low:.2f}, {row.high:.2f}] {aim:8} {row.what} : {row.against}"
+            + (f"  ({row.note})" if row.note else "")
+        )
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Parts to measure; all by default.", metavar="PART")] = None,
+    model: Annotated[str, typer.Option(help="Embedded name, or folder.")] = "smollm2-135m",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="JSON file; parts that it holds already stay.")] = None,
+    turns: Annotated[int, typer.Option(min=1, help="Times that everything runs.")] = 3,
+    n_samples: Annotated[int, typer.Option(help="Rows of the calibration set.")] = 32,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a row, for the walk; compression reads half as many.")] = 512,
+    tokens: Annotated[int, typer.Option(help="Tokens evaluated of each capability.")] = 2048,
+    pool: Annotated[int, typer.Option(help="Rows of the streamed pool.")] = 100_000,
+) -> None:
+    """Measure, print, and keep."""
+    wanted = only or [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    for part in wanted:
+        if part not in PARTS:
+            raise typer.BadParameter(f"no part {part!r}; there are: {', '.join(PARTS)}")
+    report = Report.open(out)
+    lm = load_model(model, device=device)
+
+    def rows_of(length: int):
+        return calibration_set(["c4"], lm.tokenizer, n_samples=n_samples, seq_len=length, seed=0)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "limits": lambda: limits.measure(lm, rows_of(seq_len // 2), turns),
+        "walk": lambda: walk.measure(lm, rows_of(seq_len), turns),
+        "compress": lambda: compress.measure(lm, rows_of(seq_len // 2), turns),
+        "evaluate": lambda: evaluate.measure(lm, tokens, turns),
+        "select": lambda: selection.measure(lm, 3 * n_samples // 2, seq_len // 2, pool, turns),
+        "scaling": scaling.measure,
+        "gpu": _gpu,
+    }
+    for part in wanted:
+        about = facts(lm)
+        print(f"{part}:", flush=True)
+        found = runs[part]()
+        rows, series = found if isinstance(found, tuple) else (found, [])
+        report.put(part, about, rows, series)
+        show([row for row in rows if row.target is None or part != "scaling" or not row.met] or rows)
+    missed = [row for row in report.rows if row.met is False]
+    aimed = [row for row in report.rows if row.met is not None]
+    print(f"{len(aimed) - len(missed)} of {len(aimed)} targets met" + (f"; kept in {out}" if out else ""))
+
+
+def _gpu() -> list[Row]:
+    from benchmarks import gpu
+
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("part 'gpu' needs an NVIDIA GPU, and torch sees none")
+    rows, _ = gpu.measure()
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)

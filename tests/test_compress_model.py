@@ -131,6 +131,21 @@ def test_original_propagation_is_compression_from_statistics(method):
     assert compressed.layers[-1].output_error != last.output_error
 
 
+@pytest.mark.parametrize("propagate", ["original", "compressed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nobody_needs_layer_errors_to_decide(method, propagate, monkeypatch):
+    spec = method_spec(method, **STRENGTH[method])
+    a, b = tiny_language_model(), tiny_language_model()
+    told = compress(a, spec, rows((12, 6, 12)), propagate=propagate, progress=False)
+    if not spec.reads_gram:  # then none is computed
+        monkeypatch.setattr("cola_lib.statistics.inputs._add_product", None)
+        monkeypatch.setattr("cola_lib.compress.block.gram_matrix", None)
+    untold = compress(b, spec, rows((12, 6, 12)), propagate=propagate, layer_errors=False, progress=False)
+    assert untold.output_error is None and (told.output_error is not None) == spec.calibrated
+    for name, weight in linear_weights(a).items():
+        torch.testing.assert_close(weight, linear_weights(b)[name])
+
+
 @pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "gptq", "awq", "smoothquant"])
 def test_padding_changes_no_weight(method):
     spec = method_spec(method, **STRENGTH[method])

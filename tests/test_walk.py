@@ -278,6 +278,20 @@ def test_energies_that_are_not_of_all_tokens_are_not_taken():
     assert (unwatched + unwatched).energy_of("a", torch.eye(4)) == pytest.approx(8)
 
 
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0, 3.0, 0.25)])
+def test_a_walk_without_gram_matrices_knows_the_same_of_each_channel(weights):
+    lm, calibration = tiny_language_model(), replace(rows((12, 3, 8, 12, 12)), weights=weights)
+    whole = collect_statistics(lm, calibration, batch_size=2, progress=False)
+    for step in walk(lm, calibration, gram=False, batch_size=2, progress=False):
+        for group, stats in step.statistics.items():
+            assert not hasattr(stats, "gram")
+            of_all = whole[step.index, group]
+            torch.testing.assert_close(stats.input_norm(), of_all.input_norm())
+            torch.testing.assert_close(stats.abs_mean(), of_all.abs_mean())
+            torch.testing.assert_close(stats.channel_max("a"), of_all.channel_max("a"))
+            assert (stats.n_tokens, stats.d_in) == (of_all.n_tokens, of_all.d_in)
+
+
 def test_weights_of_rows_weigh_their_statistics():
     lm, calibration = tiny_language_model(), rows((12, 3, 8, 12, 12))
     weights = (0.5, 2.0, 1.0, 3.0, 0.25)

@@ -93,6 +93,13 @@ def compress(
             metavar="NAME",
         ),
     ] = "compressed",
+    layer_errors: Annotated[
+        bool,
+        calibration_option(
+            "--layer-errors/--no-layer-errors",
+            help="Report what each layer's output loses. Without it compression is faster, the weights are the same.",
+        ),
+    ] = True,
     method: Annotated[
         str,
         method_option(
@@ -288,7 +295,15 @@ def compress(
                 names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout, format=format_
             )
         typer.echo(read.summary(), err=True)
-    report = compression.compress(lm, settled, read, propagate=propagate, keep_codes=packed, progress=progress)
+    report = compression.compress(
+        lm,
+        settled,
+        read,
+        propagate=propagate,
+        layer_errors=layer_errors,
+        keep_codes=packed,
+        progress=progress,
+    )
     written = None
     if packed:
         written = export.export_quantized(lm, report, out, dtype=save_dtype or "bfloat16", overwrite=overwrite)

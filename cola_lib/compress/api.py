@@ -166,11 +166,12 @@ def _steps(
     calibration: CalibrationSet | None,
     statistics: LayerStatistics | None,
     propagate: Propagate,
+    gram: bool,
     progress: bool,
 ) -> Iterator[tuple[int, str, nn.Module, Any]]:
     """Visit the blocks, with the statistics from wherever they come."""
     if calibration is not None:
-        for step in walk(lm, calibration, propagate=propagate, progress=progress):
+        for step in walk(lm, calibration, propagate=propagate, gram=gram, progress=progress):
             yield step.index, step.name, step.block, step.statistics
             del step  # its Gram matrices would stay while the next block makes its own
         return
@@ -224,6 +225,7 @@ def compress(
     statistics: LayerStatistics | None = None,
     propagate: Propagate = "compressed",
     targets: Mapping[str, LayerStatistics] | None = None,
+    layer_errors: bool = True,
     keep_codes: bool = False,
     progress: bool = True,
 ) -> CompressionReport:
@@ -248,6 +250,10 @@ def compress(
     targets : mapping of str to LayerStatistics, optional
         Statistics, of this very model, of inputs on which every layer's output error is reported too: what the model
         will be used for. They decide nothing.
+    layer_errors : bool
+        Report each layer's output error on the calibration data. It takes the Gram matrix of every input, which not all
+        methods read, and of every change. Without it all are faster; the weights differ by no more than float32
+        rounding of the statistics can make them.
     keep_codes : bool
         Keep the integers that a quantizer rounded to, in ``quantized`` of the report: one byte a weight in main memory.
         :func:`cola_lib.export.export_quantized` packs them.
@@ -277,11 +283,20 @@ def compress(
     quantized: dict[str, QuantizedWeight] = {}
     if not spec.calibrated:
         calibration = None
+    gram = layer_errors or spec.reads_gram
     with _unchanged_on_error(lm):
-        for index, name, block, stats in _steps(lm, calibration, statistics, propagate, progress):
+        for index, name, block, stats in _steps(lm, calibration, statistics, propagate, gram, progress):
             on_targets = {target: _of_block(lm, each, index) for target, each in (targets or {}).items()}
             update = compress_block(
-                block, name, stats, spec, lm.architecture, lm.model.config, on_targets, keep_codes=keep_codes
+                block,
+                name,
+                stats,
+                spec,
+                lm.architecture,
+                lm.model.config,
+                on_targets,
+                layer_errors=layer_errors,
+                keep_codes=keep_codes,
             )
             _apply(lm, block, name, update)
             reports += update.reports

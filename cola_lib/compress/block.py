@@ -97,8 +97,8 @@ class Problem:
         Their weights.
     layers : list of str
         Their qualified names.
-    stats : InputStatistics or None
-        Of their input.
+    stats : InputStatistics, ChannelStatistics or None
+        Of their input: channel by channel where the method reads no more, and nobody asked for errors.
     group : InputGroup
         Their row in the architecture table.
     config : PretrainedConfig
@@ -279,10 +279,11 @@ def _report(
     targets: Mapping[str, InputStatistics],
     spec: Spec,
     seconds: float,
+    own_error: bool,
 ) -> LayerReport:
     delta = (new if scale is None else new / scale) - W
-    judged = problem.stats is not None or targets
-    delta_gram = gram_matrix(delta) if judged else delta
+    own = problem.stats if own_error else None
+    delta_gram = gram_matrix(delta) if own is not None or targets else delta
 
     def lost(stats: InputStatistics) -> float | None:
         energy = stats.energy_of(layer, W)
@@ -293,7 +294,7 @@ def _report(
         layer=layer,
         d_out=W.shape[0],
         d_in=W.shape[1],
-        output_error=lost(problem.stats) if problem.stats is not None else None,
+        output_error=lost(own) if own is not None else None,
         weight_error=float(delta.square().sum() / W.square().sum().clamp(min=torch.finfo(W.dtype).tiny)),
         sparsity=float((new == 0).float().mean()),
         bits=spec.bits if isinstance(spec, QuantSpec) else None,
@@ -312,6 +313,7 @@ def compress_block(
     config: PretrainedConfig,
     targets: Mapping[str, Mapping[str, InputStatistics]] | None = None,
     *,
+    layer_errors: bool = True,
     keep_codes: bool = False,
 ) -> BlockUpdate:
     """Find new weights for the linear layers of a block.
@@ -323,7 +325,8 @@ def compress_block(
     name : str
         Its qualified name, for reports and errors.
     statistics : mapping of str to InputStatistics, or None
-        By input group. ``None`` is enough for methods that read no data.
+        By input group. :class:`~cola_lib.statistics.ChannelStatistics` are enough for a method that reads no Gram
+        matrix, without ``layer_errors``, and ``None`` is enough for methods that read no data.
     spec : PruneSpec or QuantSpec
         With its group size settled.
     architecture : Architecture
@@ -333,6 +336,8 @@ def compress_block(
     targets : mapping of str to mapping, optional
         For each target, statistics by input group: what the new weights are judged by besides the calibration data.
         They decide nothing.
+    layer_errors : bool
+        Report the output errors on the statistics themselves, which then have to hold Gram matrices.
     keep_codes : bool
         Also return the integers that a quantizer rounded to.
 
@@ -366,7 +371,7 @@ def compress_block(
         for short, layer, W, new in zip(group.layers, layers, weights, solved, strict=True):
             if new is not W:
                 update.values[f"{short}.weight"] = new
-            update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds))
+            update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds, layer_errors))
         if keep_codes and rounded is not None:
             for short, each in zip(group.layers, rounded, strict=True):
                 update.quantized[short] = QuantizedWeight.of(each, spec)

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from cola_lib.compress.masks import prune_mask
 from cola_lib.compress.specs import PruneSpec
-from cola_lib.statistics import InputStatistics
+from cola_lib.statistics import ChannelSums
 
 
-def ria(W: Tensor, stats: InputStatistics, spec: PruneSpec) -> Tensor:
+def ria(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     """Prune by a weight's share of its row and of its column, times a power of the input norm.
 
     Parameters
     ----------
     W : Tensor of shape (d_out, d_in)
         Weight of a linear layer.
-    stats : InputStatistics
+    stats : InputStatistics or ChannelStatistics
         Statistics of the layer's input; only the diagonal of ``gram`` is read.
     spec : PruneSpec
         Sparsity of the layer, or an N:M pattern, and the ``exponent`` of the input norm.

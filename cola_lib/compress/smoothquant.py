@@ -10,7 +10,7 @@ from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
 from cola_lib.errors import NumericsError
 from cola_lib.models import InputRounding
-from cola_lib.statistics import InputStatistics
+from cola_lib.statistics import ChannelSums
 
 LEAST = 1e-5
 """Bound of the reference on weights' maxima and on scales, from below."""
@@ -63,7 +63,7 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
 
 def smoothquant(
     weights: list[Tensor],
-    stats: InputStatistics,
+    stats: ChannelSums,
     spec: SmoothQuantSpec,
     *,
     layer: str,
@@ -76,7 +76,7 @@ def smoothquant(
     ----------
     weights : list of Tensor of shape (d_out_i, d_in)
         Weights of the layers.
-    stats : InputStatistics
+    stats : InputStatistics or ChannelStatistics
         Statistics of their common input; only ``abs_max`` is read.
     spec : SmoothQuantSpec
         Bits, group size, symmetry and ``alpha``.
@@ -117,7 +117,7 @@ def smoothquant(
 
 def smoothquant_on_grid(
     weights: list[Tensor],
-    stats: InputStatistics,
+    stats: ChannelSums,
     spec: SmoothQuantSpec,
     *,
     layer: str,
@@ -149,14 +149,12 @@ def smoothquant_on_grid(
     return [rtn_on_grid(W * scale, spec) for W in weights], scale
 
 
-def rounding_of(
-    stats: InputStatistics | None, spec: QuantSpec, layer: str, scale: Tensor | None = None
-) -> InputRounding:
+def rounding_of(stats: ChannelSums | None, spec: QuantSpec, layer: str, scale: Tensor | None = None) -> InputRounding:
     """Say how the input of quantized layers is to be rounded when the model runs.
 
     Parameters
     ----------
-    stats : InputStatistics or None
+    stats : InputStatistics or ChannelStatistics, or None
         Of the input as it was; read where the range is fixed.
     spec : QuantSpec
         With ``act_bits``.

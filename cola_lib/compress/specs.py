@@ -60,6 +60,11 @@ class PruneSpec:
         return self.method != "magnitude"
 
     @property
+    def reads_gram(self) -> bool:
+        """Whether the method reads whole Gram matrices, and not only sums of each channel."""
+        return self.method == "sparsegpt"
+
+    @property
     def label(self) -> str:
         """Short name for tables and figures, for example ``"wanda 50%"`` or ``"sparsegpt 2:4"``."""
         strength = f"{self.pattern[0]}:{self.pattern[1]}" if self.pattern else f"{100 * self.sparsity:g}%"
@@ -149,6 +154,11 @@ class QuantSpec:
     def calibrated(self) -> bool:
         """Whether the method reads calibration data."""
         return self.method != "rtn" or self.fixed_range
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether the method reads whole Gram matrices, and not only sums of each channel."""
+        return self.method in ("gptq", "awq")
 
     @property
     def fixed_range(self) -> bool:
@@ -285,6 +295,11 @@ class LowRankSpec:
     @property
     def calibrated(self) -> bool:
         """Whether the method reads calibration data: it does not."""
+        return False
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether the method reads whole Gram matrices: it does not."""
         return False
 
     @property

@@ -6,18 +6,18 @@ from torch import Tensor
 
 from cola_lib.compress.masks import prune_mask
 from cola_lib.compress.specs import PruneSpec
-from cola_lib.statistics import InputStatistics
+from cola_lib.statistics import ChannelSums
 
 
-def wanda(W: Tensor, stats: InputStatistics, spec: PruneSpec) -> Tensor:
+def wanda(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     """Prune by weight magnitude times input norm, within each output row.
 
     Parameters
     ----------
     W : Tensor of shape (d_out, d_in)
         Weight of a linear layer.
-    stats : InputStatistics
-        Statistics of the layer's input; only the diagonal of ``gram`` is read.
+    stats : InputStatistics or ChannelStatistics
+        Statistics of the layer's input; only the norms of its channels are read.
     spec : PruneSpec
         Sparsity of each row, or an N:M pattern.
 

@@ -6,6 +6,7 @@ from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
+from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
 from cola_lib.figures.shares import stacked_shares
@@ -20,12 +21,14 @@ __all__ = [
     "cost_benefit",
     "critical_difference",
     "depth_profiles",
+    "growth_curves",
     "in_order",
     "interval_curves",
     "interval_dots",
     "lines",
     "matched_heatmap",
     "matrix_heatmap",
+    "ratio_dots",
     "retention_heatmap",
     "scaled_heatmaps",
     "set_overview",

@@ -56,8 +56,142 @@ class Energy(NamedTuple):
     n_tokens: float
 
 
+class ChannelSums:
+    """What statistics say of each channel by itself, however much more they know."""
+
+    abs_sum: Tensor
+    n_tokens: float
+    abs_max: Tensor | None
+
+    def square_sums(self) -> Tensor:
+        """Σx² of each channel, of shape (d_in,)."""
+        raise NotImplementedError
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return self.abs_sum.shape[0]
+
+    def input_norm(self) -> Tensor:
+        """Euclidean norm of each channel over all tokens: ‖X_j‖₂, of shape (d_in,)."""
+        return self.square_sums().sqrt()
+
+    def abs_mean(self) -> Tensor:
+        """Mean magnitude of each channel: mean |x_j|, of shape (d_in,)."""
+        return self.abs_sum / self.n_tokens
+
+    def channel_max(self, layer: str) -> Tensor:
+        """Largest magnitude of each channel: max |x_j|, of shape (d_in,).
+
+        Parameters
+        ----------
+        layer : str
+            Name for the error message.
+
+        Raises
+        ------
+        DataError
+            If it is not known.
+        """
+        if self.abs_max is None:
+            raise DataError(
+                f"{layer}: these statistics do not hold the largest magnitude of each channel, because they come from "
+                "a file that was written before it was gathered, or because tokens were subtracted; collect them again"
+            )
+        return self.abs_max
+
+    def check(self, layer: str) -> None:
+        """Refuse statistics that hold a NaN, an infinity, or no token.
+
+        Parameters
+        ----------
+        layer : str
+            Name for the error message.
+
+        Raises
+        ------
+        NumericsError
+            If a sum of squares, which sees every input, is not finite.
+        DataError
+            If no token was seen.
+        """
+        if self.n_tokens == 0:
+            raise DataError(f"{layer}: the calibration set has 0 tokens that are not padding")
+        bad = int((~torch.isfinite(self.square_sums())).sum())
+        if bad:
+            raise NumericsError(
+                layer,
+                f"NaN or infinity in {bad} of {self.d_in} input channels; the model, or its dtype's range, "
+                "fails on this calibration set",
+            )
+
+    def _add_channels(self, X: Tensor, weights: Tensor | None) -> None:
+        """Add tokens to what is kept of each channel here: X of shape (n_tokens, d_in), weights of (n_tokens,)."""
+        size = X.abs()
+        self.abs_sum += (size if weights is None else size * weights[:, None]).sum(0)
+        self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
+        if self.abs_max is not None and X.shape[0]:
+            counted = size if weights is None else size.masked_fill((weights == 0)[:, None], 0.0)
+            self.abs_max = torch.maximum(self.abs_max, counted.amax(0))
+
+
 @dataclass
-class InputStatistics:
+class ChannelStatistics(ChannelSums):
+    """Sums over the tokens that one input of a block has seen, channel by channel: all that some methods read.
+
+    Parameters
+    ----------
+    square_sum : Tensor of shape (d_in,), float32
+        Σx² of each channel: the diagonal of the Gram matrix.
+    abs_sum : Tensor of shape (d_in,), float32
+        Σ|x| of each channel.
+    n_tokens : float
+        Tokens summed.
+    abs_max : Tensor of shape (d_in,), float32, or None
+        max|x| of each channel.
+    """
+
+    square_sum: Tensor
+    abs_sum: Tensor
+    n_tokens: float
+    abs_max: Tensor | None = None
+
+    @classmethod
+    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> ChannelStatistics:
+        """Return statistics of no tokens at all.
+
+        Parameters
+        ----------
+        d_in : int
+            Width of the input.
+        device : torch.device
+            Where the sums live.
+        """
+        square_sum, abs_sum, abs_max = torch.zeros(3, d_in, device=device)
+        return cls(square_sum, abs_sum, 0.0, abs_max)
+
+    def square_sums(self) -> Tensor:
+        """Σx² of each channel, of shape (d_in,)."""
+        return self.square_sum
+
+    def update(self, X: Tensor, weights: Tensor | None = None) -> None:
+        """Add tokens, in place.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_tokens, d_in)
+            Real tokens only, without padding.
+        weights : Tensor of shape (n_tokens,), optional
+            How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
+        """
+        X = X.float()
+        squares = X.square()
+        self.square_sum += (squares if weights is None else squares * weights[:, None]).sum(0)
+        self._add_channels(X, weights)
+
+
+@dataclass
+class InputStatistics(ChannelSums):
     """Sums over the tokens that one input of a block has seen.
 
     Parameters
@@ -100,11 +234,6 @@ class InputStatistics:
         gram, abs_sum = torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device)
         return cls(gram, abs_sum, 0.0, torch.zeros_like(abs_sum))
 
-    @property
-    def d_in(self) -> int:
-        """Width of the input."""
-        return self.gram.shape[0]
-
     def to(self, device: torch.device) -> InputStatistics:
         """Return the statistics on a device: these very ones, with the factors they keep, if they are there.
 
@@ -134,40 +263,11 @@ class InputStatistics:
         self._energies.clear()
         left = X if weights is None else X * weights[:, None]
         _add_product(self.gram, left, X)
-        size = X.abs()
-        self.abs_sum += (size if weights is None else size * weights[:, None]).sum(0)
-        self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
-        if self.abs_max is not None and X.shape[0]:
-            counted = size if weights is None else size.masked_fill((weights == 0)[:, None], 0.0)
-            self.abs_max = torch.maximum(self.abs_max, counted.amax(0))
+        self._add_channels(X, weights)
 
-    def input_norm(self) -> Tensor:
-        """Euclidean norm of each channel over all tokens: ‖X_j‖₂, of shape (d_in,)."""
-        return self.gram.diagonal().sqrt()
-
-    def abs_mean(self) -> Tensor:
-        """Mean magnitude of each channel: mean |x_j|, of shape (d_in,)."""
-        return self.abs_sum / self.n_tokens
-
-    def channel_max(self, layer: str) -> Tensor:
-        """Largest magnitude of each channel: max |x_j|, of shape (d_in,).
-
-        Parameters
-        ----------
-        layer : str
-            Name for the error message.
-
-        Raises
-        ------
-        DataError
-            If it is not known.
-        """
-        if self.abs_max is None:
-            raise DataError(
-                f"{layer}: these statistics do not hold the largest magnitude of each channel, because they come from "
-                "a file that was written before it was gathered, or because tokens were subtracted; collect them again"
-            )
-        return self.abs_max
+    def square_sums(self) -> Tensor:
+        """Σx² of each channel, of shape (d_in,)."""
+        return self.gram.diagonal()
 
     def hessian(self) -> Tensor:
         """Hessian of the layer's mean squared output error, 2·XᵀX / n_tokens, of shape (d_in, d_in)."""
@@ -296,31 +396,6 @@ class InputStatistics:
     def forget_factors(self) -> None:
         """Free what :meth:`inverse_factor` kept."""
         self._factors.clear()
-
-    def check(self, layer: str) -> None:
-        """Refuse statistics that hold a NaN, an infinity, or no token.
-
-        Parameters
-        ----------
-        layer : str
-            Name for the error message.
-
-        Raises
-        ------
-        NumericsError
-            If the diagonal of the Gram matrix, which sees every input, is not finite.
-        DataError
-            If no token was seen.
-        """
-        if self.n_tokens == 0:
-            raise DataError(f"{layer}: the calibration set has 0 tokens that are not padding")
-        bad = int((~torch.isfinite(self.gram.diagonal())).sum())
-        if bad:
-            raise NumericsError(
-                layer,
-                f"NaN or infinity in {bad} of {self.d_in} input channels; the model, or its dtype's range, "
-                "fails on this calibration set",
-            )
 
     def __add__(self, other: InputStatistics) -> InputStatistics:
         if self.d_in != other.d_in:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,16 @@ from tqdm.auto import tqdm
 
 from cola_lib.errors import UnknownNameError
 from cola_lib.models import LanguageModel
-from cola_lib.statistics.inputs import InputStatistics, LayerStatistics
+from cola_lib.statistics.inputs import ChannelStatistics, ChannelSums, InputStatistics, LayerStatistics
 
 if TYPE_CHECKING:
     from cola_lib.calibration import CalibrationSet
 
 Propagate = Literal["compressed", "original"]
 PROPAGATE: tuple[Propagate, ...] = ("compressed", "original")
+
+Seen = TypeVar("Seen", bound=ChannelSums, covariant=True)
+"""What a walk gathers of each input."""
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BlockStep:
+class BlockStep(Generic[Seen]):
     """A block that the walk has arrived at.
 
     Parameters
@@ -56,14 +59,14 @@ class BlockStep:
         Qualified name, for messages.
     block : nn.Module
         Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
-    statistics : dict of str to InputStatistics
+    statistics : mapping of str to InputStatistics, or to ChannelStatistics
         By input group.
     """
 
     index: int
     name: str
     block: nn.Module
-    statistics: dict[str, InputStatistics]
+    statistics: Mapping[str, Seen]
 
 
 @contextmanager
@@ -121,10 +124,10 @@ def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Te
 
 @contextmanager
 def _watched(
-    lm: LanguageModel, name: str, block: nn.Module, current: list[Batch]
-) -> Iterator[dict[str, InputStatistics]]:
+    lm: LanguageModel, name: str, block: nn.Module, current: list[Batch], gram: bool
+) -> Iterator[dict[str, InputStatistics] | dict[str, ChannelStatistics]]:
     """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
-    statistics: dict[str, InputStatistics] = {}
+    statistics: dict[str, Any] = {}
 
     def real(tensor: Tensor) -> Tensor:
         """Take the tokens that are no padding: (n_rows, seq_len, ...) → (n_tokens, ...)."""
@@ -134,30 +137,54 @@ def _watched(
     def weights() -> Tensor | None:
         return None if current[0].weights is None else real(current[0].weights)
 
+    def watch_input(layer: nn.Module, stats: InputStatistics | ChannelStatistics) -> Callable[[], None]:
+        def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            stats.update(real(inputs[0]), weights())
+
+        return layer.register_forward_pre_hook(watch).remove
+
+    def watch_output(layer: str, stats: InputStatistics) -> Callable[[], None]:
+        def watch(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+            bias = getattr(module, "bias", None)
+            stats.watch_outputs(f"{name}.{layer}", real(output if bias is None else output - bias), weights())
+
+        return block.get_submodule(layer).register_forward_hook(watch).remove
+
+    kind = InputStatistics if gram else ChannelStatistics
     with ExitStack() as undo:
         for group in lm.architecture.groups:
             # One layer stands for its group: they are called with the same tensor.
             first = block.get_submodule(group.layers[0])
-            stats = statistics[group.name] = InputStatistics.empty(first.in_features, first.weight.device)
-
-            def watch(_: nn.Module, inputs: tuple[Tensor, ...], stats: InputStatistics = stats) -> None:
-                stats.update(real(inputs[0]), weights())
-
-            undo.callback(first.register_forward_pre_hook(watch).remove)
-            for layer in group.layers:
-
-                def add(
-                    module: nn.Module,
-                    _: tuple[Tensor, ...],
-                    output: Tensor,
-                    stats: InputStatistics = stats,
-                    layer: str = f"{name}.{layer}",
-                ) -> None:
-                    bias = getattr(module, "bias", None)
-                    stats.watch_outputs(layer, real(output if bias is None else output - bias), weights())
-
-                undo.callback(block.get_submodule(layer).register_forward_hook(add).remove)
+            stats = statistics[group.name] = kind.empty(first.in_features, first.weight.device)
+            undo.callback(watch_input(first, stats))
+            if isinstance(stats, InputStatistics):
+                for layer in group.layers:
+                    undo.callback(watch_output(layer, stats))
         yield statistics
+
+
+@overload
+def walk(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    *,
+    propagate: Propagate = ...,
+    gram: Literal[True] = ...,
+    batch_size: int = ...,
+    progress: bool = ...,
+) -> Iterator[BlockStep[InputStatistics]]: ...
+
+
+@overload
+def walk(
+    lm: LanguageModel,
+    calibration: CalibrationSet,
+    *,
+    propagate: Propagate = ...,
+    gram: bool,
+    batch_size: int = ...,
+    progress: bool = ...,
+) -> Iterator[BlockStep[ChannelSums]]: ...
 
 
 @torch.no_grad()
@@ -166,9 +193,10 @@ def walk(
     calibration: CalibrationSet,
     *,
     propagate: Propagate = "original",
+    gram: bool = True,
     batch_size: int = 8,
     progress: bool = True,
-) -> Iterator[BlockStep]:
+) -> Iterator[BlockStep[ChannelSums]]:
     """Visit the blocks in order with the statistics of their inputs.
 
     Parameters
@@ -182,6 +210,9 @@ def walk(
         What the next block reads. ``"original"``: this block's output as it was when the walk arrived, so one
         walk serves every method. ``"compressed"``: its output after the consumer's changes, at the cost of
         a second pass, as in the papers' own code.
+    gram : bool
+        Gather the Gram matrix of each input. Without it there are :class:`ChannelStatistics` only, which cost next to
+        nothing beside the pass, and are enough for some methods: see ``reads_gram`` of their specifications.
     batch_size : int
         Rows run at a time. Sums differ between batch sizes by float32 rounding only.
     progress : bool
@@ -206,7 +237,7 @@ def walk(
         name = lm.block_name(index)
         with lm.resident(index) as block:
             current: list[Batch] = [batches[0]]
-            with _watched(lm, name, block, current) as statistics:
+            with _watched(lm, name, block, current, gram) as statistics:
                 for batch in batches:
                     current[0] = batch
                     output = _run(block, index, batch, lm.device)

@@ -1,0 +1,100 @@
+"""LLaMA-3-8B's shape with random weights on a GPU: 128 x 2048 tokens in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.limits import linear_flops
+from benchmarks.scaling import random_rows
+from benchmarks.timing import Row, clock
+from cola_lib.calibration import CalibrationSet
+from cola_lib.compress import METHODS, compress, method_spec, restored
+from cola_lib.compress.block import compress_block
+from cola_lib.models import LanguageModel, architecture_of
+from cola_lib.statistics import walk
+
+SHAPE = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+JOBS = {
+    "wanda": {"sparsity": 0.5},
+    "sparsegpt": {"sparsity": 0.5},
+    "gptq": {"bits": 4, "group_size": 128},
+    "awq": {"bits": 4, "group_size": 128},
+}
+assert set(JOBS) <= set(METHODS)
+
+SECONDS_EACH, SECONDS_ALL, BYTES = 180.0, 300.0, 40e9
+
+
+def random_llama(layers: int) -> LanguageModel:
+    """LLaMA-3-8B's shape, random, in bfloat16 on the GPU."""
+    config = AutoConfig.for_model("llama", **SHAPE | {"num_hidden_layers": layers})
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    return LanguageModel(model, None, "random-llama-3-8b", architecture_of(config))
+
+
+def limit_row(what: str, value: float, target: float, unit: str, note: str = "") -> Row:
+    """Compare an absolute number to its limit."""
+    share = value / target
+    told = f"{value:,.1f} {unit}" + (f"; {note}" if note else "")
+    seconds = value if unit == "s" else 0.0
+    return Row("gpu", what, f"{target:g} {unit}", share, share, share, seconds, 1, target=1.0, note=told)
+
+
+def all_from_one_walk(lm: LanguageModel, rows: CalibrationSet) -> None:
+    """Every method on each block's statistics, which are let go of before the next block."""
+    specs = [method_spec(name, **options) for name, options in JOBS.items()]
+    for step in walk(lm, rows, propagate="original", progress=False):
+        for spec in specs:
+            compress_block(
+                step.block, step.name, step.statistics, spec, lm.architecture, lm.model.config, layer_errors=False
+            )
+
+
+def measure(layers: int = 32, n_samples: int = 128, seq_len: int = 2048) -> tuple[list[Row], dict[str, Any]]:
+    """Walk and each method in seconds, the arithmetic's share of the card's own GEMM, and peak memory."""
+    lm, rows = random_llama(layers), random_rows(n_samples, seq_len, SHAPE["vocab_size"])
+    found, peak = [], _gemm()
+    torch.cuda.reset_peak_memory_stats()
+    began = clock(lm)
+    for step in walk(lm, rows, progress=False):
+        del step
+    seconds = clock(lm) - began
+    flops = linear_flops(lm) * rows.n_tokens / seconds / 1e12
+    found.append(limit_row("walk", seconds, SECONDS_EACH, "s", f"{flops:,.0f} TFLOP/s of {peak:,.0f} in a GEMM"))
+    for method, options in JOBS.items():
+        with restored(lm):
+            began = clock(lm)
+            compress(
+                lm, method_spec(method, **options), rows, propagate="compressed", layer_errors=False, progress=False
+            )
+            found.append(limit_row(f"{method}, end to end", clock(lm) - began, SECONDS_EACH, "s"))
+    began = clock(lm)
+    all_from_one_walk(lm, rows)
+    found.append(limit_row("four methods, one walk", clock(lm) - began, SECONDS_ALL, "s"))
+    found.append(limit_row("peak memory", torch.cuda.max_memory_allocated() / 1e9, BYTES / 1e9, "GB"))
+    return found, {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "layers": layers}
+
+
+def _gemm(size: int = 8192) -> float:
+    """TFLOP/s of a large product in bfloat16."""
+    left = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        left @ left
+    torch.cuda.synchronize()
+    began = clock()
+    for _ in range(20):
+        left @ left
+    torch.cuda.synchronize()
+    return 20 * 2 * size**3 / (clock() - began) / 1e12
