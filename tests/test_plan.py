@@ -27,7 +27,7 @@ from cola_lib.statistics import collect_statistics
 from tests.tiny_models import SHAPE, tiny_language_model
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "head_dim": 64}
-RATES = Rates(forward=1e12, exact=1e11, load=1e9)
+RATES = Rates(forward=1e12, exact=1e11, evaluate=1e12, load=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_steps_of_a_sweep(shape):
     assert one.loc["walk: Gram", "seconds"] == shape.gram_flops(16 * 64) / 1e11
     both = [shape.solve_flops(method_spec(name)) for name in ("sparsegpt", "wanda")]
     assert one.loc["compress", "flops"] == sum(both)
-    assert one.loc["evaluate", "flops"] == shape.forward_flops(2000, 256) + shape.head_flops(2000)
+    assert one.loc["evaluate", "flops"] == shape.forward_flops(2000, 256) + 2 * shape.head_flops(2000)
     assert plan.loc["b"].equals(one)
     assert "targets: Gram" not in one.index
 
@@ -199,4 +199,4 @@ def test_memory_and_bytes(shape):
 
 def test_rates_are_positive():
     with pytest.raises(SpecError, match="rates must be above 0"):
-        Rates(1e12, 0)
+        Rates(1e12, 0, 1e12)

@@ -88,6 +88,7 @@ def test_the_paper_sweep_is_the_paper_profile():
     assert list(sweep.methods) == page["methods"] + page["controls"]
     assert (sweep.draws, sweep.n_samples, sweep.seq_len) == (page["n_draws"], (page["n_samples"],), (page["seq_len"],))
     assert list(sweep.evaluate.capabilities) == page["capabilities"]
+    assert sweep.evaluate.tokens_per_capability == page["tokens_per_capability"]
 
 
 @pytest.mark.parametrize(

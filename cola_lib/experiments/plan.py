@@ -150,6 +150,19 @@ class ModelShape:
         """
         return 2.0 * n_tokens * self.d_model * self.vocab_size
 
+    def evaluation_flops(self, n_tokens: float, seq_len: int) -> float:
+        """Operations of an evaluation: the blocks, and the head twice, for the dense model's predictions too.
+
+        Parameters
+        ----------
+        n_tokens : float
+            In all. Tokens that several answers share are run once, and a context's are not predicted, so this is the
+            most that it can take.
+        seq_len : int
+            Tokens of a row.
+        """
+        return self.forward_flops(n_tokens, seq_len) + 2 * self.head_flops(n_tokens)
+
     def gram_flops(self, n_tokens: float) -> float:
         """Operations of the Gram matrices of all inputs: half of each product, since they are symmetric.
 
@@ -203,16 +216,19 @@ class Rates:
         Operations a second of the forward pass, in the model's own type.
     exact : float
         Operations a second of Gram matrices and solvers, in float32.
+    evaluate : float
+        Operations a second of the evaluation, as :meth:`ModelShape.evaluation_flops` counts them.
     load : float
         Bytes a second at which weights are read.
     """
 
     forward: float
     exact: float
+    evaluate: float
     load: float = 1e9
 
     def __post_init__(self) -> None:
-        if not min(self.forward, self.exact, self.load) > 0:
+        if not min(self.forward, self.exact, self.evaluate, self.load) > 0:
             raise SpecError(f"rates must be above 0, and are {self}")
 
 
@@ -255,7 +271,7 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
         n_cells = sum(sweep.n_cells(task) for task in tasks if task.model == model)
         sizes = [(task.n_samples * task.seq_len, task.seq_len) for task in sets]
         passes = walks * (2 if sweep.propagate == "compressed" else 1)
-        evaluation = shape.forward_flops(eval_tokens, eval_len) + shape.head_flops(eval_tokens)
+        evaluation = shape.evaluation_flops(eval_tokens, eval_len)
         of_targets = [(len(sweep.targets) * sweep.target_samples * length, length) for length in sweep.seq_len]
         alone = sum(shape.solve_flops(spec, judged=bool(sweep.targets)) for spec in specs if not spec.calibrated)
         n_sets = max(len(sets), 1)
@@ -264,7 +280,7 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
             rows.append((model, name, per, times, flops, flops / rate))
 
         rows.append((model, "load the model", PER_WORKER, 1, 0.0, shape.weight_bytes / rates.load))
-        step("dense predictions", PER_WORKER, 1, evaluation, rates.forward)
+        step("dense predictions", PER_WORKER, 1, evaluation, rates.evaluate)
         step("targets: forward", PER_WORKER, 1, sum(shape.forward_flops(*size) for size in of_targets), rates.forward)
         step("targets: Gram", PER_WORKER, 1, sum(shape.gram_flops(n) for n, _ in of_targets), rates.exact)
         walked = sum(shape.forward_flops(*size) for size in sizes) / n_sets
@@ -273,7 +289,7 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
         step("walk: Gram", PER_SET, len(sets), walks * grams, rates.exact)
         step("compress", PER_SET, len(sets), sum(shape.solve_flops(spec) for spec in calibrated), rates.exact)
         step("compress without data", PER_WORKER, 1, alone, rates.exact)
-        step("evaluate", PER_CELL, n_cells, evaluation, rates.forward)
+        step("evaluate", PER_CELL, n_cells, evaluation, rates.evaluate)
     table = pd.DataFrame(rows, columns=["model", "step", "per", "times", "flops", "seconds"])
     # methods without data are solved once for a model, whoever does it
     table.loc[table["step"] == "compress without data", "per"] = PER_CELL

@@ -180,6 +180,25 @@ class ResultStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
+    def size_of(self, key: CellKey | str) -> int:
+        """Bytes that a cell takes in the store.
+
+        Parameters
+        ----------
+        key : CellKey or str
+            Of a cell that is there, not in a packed file.
+
+        Raises
+        ------
+        StoreError
+            If it is not there.
+        """
+        name = key if isinstance(key, str) else key.fingerprint
+        data = self._read(self._path(name))
+        if data is None:
+            raise StoreError(f"{self.url}: cell {name} is not there")
+        return len(data)
+
     @contextlib.contextmanager
     def marked(self) -> Iterator[str]:
         """Leave a mark in the store, by which other machines can tell that they see the same one.
