@@ -27,7 +27,7 @@ from cola_lib.statistics import collect_statistics
 from tests.tiny_models import SHAPE, tiny_language_model
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "head_dim": 64}
-RATES = Rates(forward=1e12, exact=1e11, evaluate=1e12, load=1e9)
+RATES = Rates(forward=1e12, gram=1e11, solve=2e11, evaluate=1e12, load=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,7 @@ def test_steps_of_a_sweep(shape):
     assert one.loc["walk: Gram", "seconds"] == shape.gram_flops(16 * 64) / 1e11
     both = [shape.solve_flops(method_spec(name)) for name in ("sparsegpt", "wanda")]
     assert one.loc["compress", "flops"] == sum(both)
+    assert one.loc["compress", "seconds"] == sum(both) / 2e11
     assert one.loc["evaluate", "flops"] == shape.forward_flops(2000, 256) + 2 * shape.head_flops(2000)
     assert plan.loc["b"].equals(one)
     assert "targets: Gram" not in one.index
@@ -190,8 +191,11 @@ def test_memory_and_bytes(shape):
     asked = sweep(targets=["math", "code"], seq_len=[32, 64])
     memory = worker_memory(asked, shape)
     assert memory["statistics of targets"] == 2 * 2 * shape.statistics_bytes
-    assert memory["states between blocks"] == 16 * 64 * 256 * 4
+    assert "states between blocks" not in memory, "they are gone when blocks are compressed, which takes more"
+    long = worker_memory(sweep(n_samples=100_000), shape)
+    assert long["states between blocks"] == 100_000 * 64 * 256 * 4 and "solving" not in long
     compressed = worker_memory(sweep(propagate="compressed"), shape)
+    assert {"states between blocks", "solving"} <= compressed.keys()
     assert compressed["statistics of a set"] * 3 == memory["statistics of a set"]
     moved = bytes_moved(sweep(), {"a": shape, "b": shape}, 4, 1000.0)
     assert moved == {"weights to workers": 8.0 * shape.weight_bytes, "results to the store": 2 * 14 * 1000.0}
@@ -199,4 +203,4 @@ def test_memory_and_bytes(shape):
 
 def test_rates_are_positive():
     with pytest.raises(SpecError, match="rates must be above 0"):
-        Rates(1e12, 0, 1e12)
+        Rates(1e12, 0, 1e12, 1e12)

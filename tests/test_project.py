@@ -27,7 +27,7 @@ LIGHT = {
     "analysis": {"statsmodels"},
     "book": {"yaml"},
     "cli": {"typer"},
-    "experiments": {"fsspec", "pydantic", "yaml"},
+    "experiments": {"fsspec", "pydantic", "pydantic_core", "yaml"},
     "figures": {"matplotlib", "seaborn"},
     "verdicts": {"fsspec"},
 }

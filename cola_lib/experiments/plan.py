@@ -214,8 +214,10 @@ class Rates:
     ----------
     forward : float
         Operations a second of the forward pass, in the model's own type.
-    exact : float
-        Operations a second of Gram matrices and solvers, in float32.
+    gram : float
+        Operations a second of the Gram matrices, in float32.
+    solve : float
+        Operations a second of the solvers, in float32, as :meth:`ModelShape.solve_flops` counts them.
     evaluate : float
         Operations a second of the evaluation, as :meth:`ModelShape.evaluation_flops` counts them.
     load : float
@@ -223,12 +225,13 @@ class Rates:
     """
 
     forward: float
-    exact: float
+    gram: float
+    solve: float
     evaluate: float
     load: float = 1e9
 
     def __post_init__(self) -> None:
-        if not min(self.forward, self.exact, self.evaluate, self.load) > 0:
+        if not min(self.forward, self.gram, self.solve, self.evaluate, self.load) > 0:
             raise SpecError(f"rates must be above 0, and are {self}")
 
 
@@ -282,13 +285,13 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
         rows.append((model, "load the model", PER_WORKER, 1, 0.0, shape.weight_bytes / rates.load))
         step("dense predictions", PER_WORKER, 1, evaluation, rates.evaluate)
         step("targets: forward", PER_WORKER, 1, sum(shape.forward_flops(*size) for size in of_targets), rates.forward)
-        step("targets: Gram", PER_WORKER, 1, sum(shape.gram_flops(n) for n, _ in of_targets), rates.exact)
+        step("targets: Gram", PER_WORKER, 1, sum(shape.gram_flops(n) for n, _ in of_targets), rates.gram)
         walked = sum(shape.forward_flops(*size) for size in sizes) / n_sets
         step("walk: forward", PER_SET, len(sets), passes * walked, rates.forward)
         grams = sum(shape.gram_flops(n) for n, _ in sizes) / n_sets
-        step("walk: Gram", PER_SET, len(sets), walks * grams, rates.exact)
-        step("compress", PER_SET, len(sets), sum(shape.solve_flops(spec) for spec in calibrated), rates.exact)
-        step("compress without data", PER_WORKER, 1, alone, rates.exact)
+        step("walk: Gram", PER_SET, len(sets), walks * grams, rates.gram)
+        step("compress", PER_SET, len(sets), sum(shape.solve_flops(spec) for spec in calibrated), rates.solve)
+        step("compress without data", PER_WORKER, 1, alone, rates.solve)
         step("evaluate", PER_CELL, n_cells, evaluation, rates.evaluate)
     table = pd.DataFrame(rows, columns=["model", "step", "per", "times", "flops", "seconds"])
     # methods without data are solved once for a model, whoever does it
@@ -333,11 +336,11 @@ def wall_hours(plan: pd.DataFrame, n_workers: int) -> float:
         shared = steps[steps["per"] != PER_WORKER]
         of_set = (shared["times"] * shared["seconds"]).sum() / n_sets
         total += own + -(-n_sets // n_workers) * of_set
-    return total / 3600
+    return float(total / 3600)
 
 
 def worker_memory(sweep: Sweep, shape: ModelShape) -> dict[str, int]:
-    """Bytes of what a worker holds at the same time, at most.
+    """Bytes of what a worker holds at the moment at which it holds the most: in the walk, or while it compresses.
 
     Parameters
     ----------
@@ -353,22 +356,27 @@ def worker_memory(sweep: Sweep, shape: ModelShape) -> dict[str, int]:
 
     Notes
     -----
-    The original weights stay while a compressed model is evaluated. Statistics are kept for a set and for every target
-    (and every length of row), since all methods and the cells after them read them.
+    The original weights stay beside the compressed ones, to be put back. Statistics are kept for a set, and for every
+    target and length of row, since all methods and the cells after them read them.
     """
     largest = max(each.n_weights for each in shape.inputs)
     widest = max(each.d_in for each in shape.inputs)
     tokens = max(sweep.n_samples) * max(sweep.seq_len)
-    walks = sweep.propagate == "original"
-    return {
+    whole = sweep.propagate == "original"
+    always = {
         "weights": shape.weight_bytes,
-        "compressed blocks": shape.n_block_weights * shape.bytes_per_parameter,
-        "statistics of a set": shape.statistics_bytes if walks else shape.statistics_bytes // shape.n_blocks,
+        "statistics of a set": shape.statistics_bytes if whole else shape.statistics_bytes // shape.n_blocks,
         "statistics of targets": len(sweep.targets) * len(sweep.seq_len) * shape.statistics_bytes,
-        "states between blocks": tokens * shape.d_model * shape.bytes_per_parameter,
+    }
+    states = {"states between blocks": tokens * shape.d_model * shape.bytes_per_parameter}
+    compressing = {
+        "compressed blocks": shape.n_block_weights * shape.bytes_per_parameter,
         # the layers of an input in float32, before and after, and their difference; three matrices of its width
         "solving": FLOAT32 * (3 * largest + 3 * widest**2),
     }
+    if not whole:  # blocks are compressed while the walk is on its way
+        return always | states | compressing
+    return always | max(states, compressing, key=lambda parts: sum(parts.values()))
 
 
 def bytes_moved(sweep: Sweep, shapes: Mapping[str, ModelShape], n_workers: int, cell_bytes: float) -> dict[str, float]:
