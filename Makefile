@@ -64,7 +64,7 @@ html: setup  ## Render book/executed to _build/html, warnings as errors
 test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
 	@echo "make test: set up, fetch and run the tests; about 8 minutes on 2 CPU cores, and 5 more the first time"
 	@$(MAKE) --no-print-directory setup assets
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadgroup $(PYTEST)
 
 coverage: setup assets  ## Run the tests and count the lines and branches that they reach; coverage.xml for machines
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --cov --cov-report term:skip-covered --cov-report xml $(PYTEST)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class ColaError(Exception):
     """Base of every error this library raises on purpose.
 
     The command line shows its message on one line and exits with status 2, so a message reads as
-    a sentence: what was wrong, where, and what mends it.
+    a sentence: what was wrong, where, and what mends it. It can be pickled, to be raised again in another process.
 
     Examples
     --------
@@ -22,6 +23,16 @@ class ColaError(Exception):
     ...     print(str(error).partition(". ")[0])
     unknown source 'wikipedai'; nearest: wikipedia
     """
+
+    def __reduce__(self) -> tuple[Callable[..., ColaError], tuple[Any, ...]]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[ColaError], args: tuple[Any, ...], state: dict[str, Any]) -> ColaError:
+    """Rebuild an error without its ``__init__``, which takes other arguments than the message it makes."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UnknownNameError(ColaError):
@@ -149,6 +160,10 @@ class StoreError(ColaError):
     ...     print("nosuch" in str(error))
     True
     """
+
+
+class ClusterError(ColaError):
+    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often."""
 
 
 class SandboxError(ColaError):

@@ -23,6 +23,7 @@ from cola_lib.compress.specs import (
     SmoothQuantSpec,
     Spec,
     method_spec,
+    spec_class,
 )
 from cola_lib.compress.wanda import wanda
 
@@ -56,6 +57,7 @@ __all__ = [
     "magnitude",
     "method_spec",
     "register_method",
+    "spec_class",
     "restored",
     "ria",
     "rounding_of",

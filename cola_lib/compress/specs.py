@@ -439,9 +439,7 @@ def method_spec(method: str, /, **options: Any) -> Spec:
     >>> method_spec("smoothquant", alpha=0.8).label
     'smoothquant W8A8'
     """
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
-    kind = METHODS[method]
+    kind = spec_class(method)
     fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
     for name in options:
         if name not in fields:
@@ -451,6 +449,35 @@ def method_spec(method: str, /, **options: Any) -> Spec:
     if wrong := misfit(kind, options):
         raise SpecError(f"{method}: {wrong}")
     return kind(method, **options)
+
+
+def spec_class(method: str) -> type[Spec]:
+    """Class of a method's specification, whose fields are its options.
+
+    Parameters
+    ----------
+    method : str
+        One of :data:`METHODS`.
+
+    Returns
+    -------
+    type
+        A dataclass.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import spec_class
+    >>> spec_class("gptq").__name__
+    'QuantSpec'
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    return METHODS[method]
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -108,6 +108,8 @@ class GridResult:
         Wall time of the whole call.
     checks : tuple of SpotCheck
         Stored cells that were computed again, and agreed.
+    cells : mapping of str to mapping
+        The labels of each cell, by the name that it has in the store.
 
     Examples
     --------
@@ -131,6 +133,7 @@ class GridResult:
     device: str
     seconds: float
     checks: tuple[SpotCheck, ...] = ()
+    cells: Mapping[str, Mapping[str, Label]] = field(default_factory=dict)
 
     @property
     def provenance(self) -> str:
@@ -150,6 +153,7 @@ class GridResult:
             device=self.device,
             seconds=self.seconds + other.seconds,
             checks=self.checks + other.checks,
+            cells={**other.cells, **self.cells},
         )
 
 
@@ -283,21 +287,12 @@ def run_grid(
     sets = _labelled(calibration_sets, labels)
     specs = [settle(lm, spec) for spec in specs]
     grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace(), tune)
-    alone = [spec for spec in specs if not spec.calibrated]
-    tuned = [spec for spec in specs if spec.calibrated]
-    total = dense + len(alone) + len(tuned) * len(sets)
+    n_tuned = sum(spec.calibrated for spec in specs)
+    total = dense + len(specs) - n_tuned + n_tuned * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
     stored: list[tuple[_Cell, CellResult, LazySet | None]] = []
     with tqdm(total=total, unit="cell", desc="grid", disable=not progress) as bar:
-        cells = [grid.cell(spec) for spec in ([None] if dense else []) + alone]
-        for cell, result, read in grid.run(cells, None):
-            found.append((cell, result))
-            stored += [(cell, result, None)] * read
-            bar.set_postfix_str(grid.describe(cell), refresh=False)
-            bar.update()
-        for build, own in sets if tuned else ():
-            calibration = build() if callable(build) else build
-            cells = [grid.cell(spec, calibration, own) for spec in tuned]
+        for cells, calibration, build in _asked(grid, sets, specs, dense):
             for cell, result, read in grid.run(cells, calibration):
                 found.append((cell, result))
                 stored += [(cell, result, build)] * read
@@ -312,7 +307,49 @@ def run_grid(
         device=device_name(lm.device),
         seconds=time.perf_counter() - began,
         checks=checks,
+        cells={cell.key.fingerprint: cell.labels for cell, _ in found},
     )
+
+
+def _asked(
+    grid: _Grid, sets: Sequence[tuple[LazySet, Mapping[str, Label]]], specs: Sequence[Spec], dense: bool
+) -> Iterator[tuple[list[_Cell], CalibrationSet | None, LazySet | None]]:
+    """Name the cells of a grid: first those that read no data, then set by set, each built when its turn comes."""
+    alone = [spec for spec in specs if not spec.calibrated]
+    tuned = [spec for spec in specs if spec.calibrated]
+    yield [grid.cell(spec) for spec in [*([None] if dense else []), *alone]], None, None
+    for build, own in sets if tuned else ():
+        calibration = build() if callable(build) else build
+        yield [grid.cell(spec, calibration, own) for spec in tuned], calibration, build
+
+
+def list_cells(
+    lm: LanguageModel,
+    calibration_sets: Sequence[LazySet],
+    specs: Sequence[Spec],
+    suite: Suite,
+    store: ResultStore,
+    *,
+    propagate: Propagate = "original",
+    labels: Sequence[Mapping[str, Label]] | None = None,
+    dense: bool = True,
+    targets: Mapping[str, CalibrationSet] | None = None,
+) -> dict[str, bool]:
+    """Name the cells that :func:`run_grid` would read or compute, and compute none.
+
+    Parameters
+    ----------
+    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets
+        As in :func:`run_grid`.
+
+    Returns
+    -------
+    dict of str to bool
+        Whether each cell is in the store, by its name there.
+    """
+    grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None)
+    asked = _asked(grid, _labelled(calibration_sets, labels), [settle(lm, spec) for spec in specs], dense)
+    return {cell.key.fingerprint: cell.key in store for cells, *_ in asked for cell in cells}
 
 
 class _Grid:

@@ -220,6 +220,59 @@ class ResultStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
+    def size_of(self, key: CellKey | str) -> int:
+        """Bytes that a cell takes in the store.
+
+        Parameters
+        ----------
+        key : CellKey or str
+            Of a cell that is there, not in a packed file.
+
+        Raises
+        ------
+        StoreError
+            If it is not there.
+        """
+        name = key if isinstance(key, str) else key.fingerprint
+        data = self._read(self._path(name))
+        if data is None:
+            raise StoreError(f"{self.url}: cell {name} is not there")
+        return len(data)
+
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[str]:
+        """Leave a mark in the store, by which other machines can tell that they see the same one.
+
+        Yields
+        ------
+        str
+            For :meth:`has_mark`. It is gone afterwards.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be written.
+        """
+        mark = f".mark-{secrets.token_hex(8)}"
+        path = posixpath.join(self._cells, mark)
+        self._write(path, b"mark")
+        try:
+            yield mark
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(path)
+
+    def has_mark(self, mark: str) -> bool:
+        """Whether a mark is there.
+
+        Parameters
+        ----------
+        mark : str
+            From :meth:`marked`.
+        """
+        self._fs.invalidate_cache()
+        return self._read(posixpath.join(self._cells, mark)) is not None
+
     # -- packing
 
     def pack(self, path: str | os.PathLike[str], cells: Iterable[CellKey | str] | None = None) -> int:

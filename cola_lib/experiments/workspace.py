@@ -96,6 +96,13 @@ class Workspace:
         self._last = (calibration, found)
         return found
 
+    def forget_set(self) -> None:
+        """Drop the last calibration set's statistics, so that the next set is walked by itself.
+
+        Its numbers then do not depend, in their last digits, on what was computed before it.
+        """
+        self._last = None
+
     def _beginning(self, lm: LanguageModel, calibration: CalibrationSet) -> tuple[LayerStatistics | None, int]:
         """Statistics of the set's first rows, if they are known, and how many rows these are."""
         if self._last is None:

@@ -9,7 +9,7 @@ from cola_lib.figures.maps import activation_map
 from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
-from cola_lib.figures.shares import stacked_shares
+from cola_lib.figures.shares import stacked_bars, stacked_shares
 from cola_lib.figures.style import METHOD_ORDER, in_order, use_style
 from cola_lib.figures.verdicts import verdict_strip
 
@@ -32,6 +32,7 @@ __all__ = [
     "retention_heatmap",
     "scaled_heatmaps",
     "set_overview",
+    "stacked_bars",
     "stacked_shares",
     "use_style",
     "verdict_strip",
