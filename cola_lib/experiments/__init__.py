@@ -17,7 +17,7 @@ from cola_lib.experiments.runner import (
     run_grid,
 )
 from cola_lib.experiments.selection import Selection, select, selection_key
-from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.store import ResultStore, read_scores
 from cola_lib.experiments.workspace import Workspace
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "harness_cell",
     "harness_key",
     "outside_key",
+    "read_scores",
     "run_grid",
     "run_outside",
     "select",

@@ -1,0 +1,89 @@
+"""What the book's pages need beyond what executed notebooks hold: a Sphinx extension, named in ``_config.yml``.
+
+It puts the scripts of interactive figures beside the pages, once for all of them, loads them on pages that have such a
+figure, and lets launch buttons open the source notebook, which is in the repository, and not the executed one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_lib.figures.interactive import CLASS, SCRIPTS, STYLES, read_asset
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+
+EXECUTED, SOURCES = "book/executed/", "notebooks/"
+"""Folders of the pages made of notebooks, and of the notebooks that they were made of."""
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect to Sphinx.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application that builds the book.
+    """
+    app.connect("config-inited", find_repository, priority=100)
+    app.connect("build-finished", write_assets)
+    # after the theme has put its buttons there
+    app.connect("html-page-context", complete_page, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def find_repository(_: Sphinx, config: Config) -> None:
+    """Take launch buttons off a book that has no published repository.
+
+    Parameters
+    ----------
+    config : Config
+        ``repository: url`` of ``_config.yml`` comes first; where GitHub builds the book, its own repository is next.
+    """
+    options = config.html_theme_options
+    if not options.get("repository_url"):
+        server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+        options["repository_url"] = f"{server}/{name}" if server and name else ""
+    if not options["repository_url"]:
+        options["launch_buttons"] = {}
+
+
+def write_assets(app: Sphinx, exception: Exception | None) -> None:
+    """Write the scripts and styles of interactive figures into the built book.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application.
+    exception : Exception or None
+        What ended the build early.
+    """
+    if exception is None and app.builder.format == "html":
+        for name in (*SCRIPTS, *STYLES):
+            (Path(app.outdir) / "_static" / name).write_text(read_asset(name), encoding="utf-8")
+
+
+def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:
+    """Load the scripts where there is a figure, and point launch buttons at the source notebook.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application.
+    page : str
+        Its name.
+    context : dict
+        Of the page's template; changed in place.
+    """
+    if f'class="{CLASS}"' in context.get("body", ""):
+        for name in STYLES:
+            app.add_css_file(name)
+        for name in SCRIPTS:
+            app.add_js_file(name, loading_method="defer")
+    for group in context.get("header_buttons", ()):
+        if group.get("label") == "launch-buttons":
+            for button in group["buttons"]:
+                button["url"] = button["url"].replace(EXECUTED, SOURCES)
