@@ -589,6 +589,7 @@ def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} of them for one notebook"
     versions = ", ".join(f"{name} {version}" for name, version in current_versions().items())
+    number = run.source.stem.partition("_")[0]
     text = f"""## Rerun this page
 
 From the root of the repository, with the package installed (`make setup`, or `pip install --editable '.[book]'`):
@@ -597,8 +598,8 @@ From the root of the repository, with the package installed (`make setup`, or `p
 {rerun_command(run.source, run.parameters)}
 ```
 
-What the command does not name has the value that the cell of parameters gives it; add `-y 'name: value'` to change
-one. Results that the store already holds are read from it. `make notebook N={run.source.stem.split("_")[0]}` opens the notebook in JupyterLab.
+What the command does not name has the value that the cell of parameters gives it; `-y 'name: value'` changes one.
+Results that the store already holds are read from it. `make notebook N={number}` opens the notebook in JupyterLab.
 
 | | this page was made |
 |---|---|

@@ -67,7 +67,7 @@ def write_assets(app: Sphinx, exception: Exception | None) -> None:
 
 
 def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:
-    """Load the scripts where there is a figure, and point launch buttons at the source notebook.
+    """Load scripts where there is a figure, point launch buttons at source notebooks, and mend roles.
 
     Parameters
     ----------
@@ -78,7 +78,10 @@ def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: A
     context : dict
         Of the page's template; changed in place.
     """
-    if f'class="{CLASS}"' in context.get("body", ""):
+    body = context.get("body", "")
+    # docutils puts bibliography entries into a list that, since ARIA 1.3, may hold list items only
+    context["body"] = body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    if f'class="{CLASS}"' in body:
         for name in STYLES:
             app.add_css_file(name)
         for name in SCRIPTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HTML = Path(os.environ.get("COLA_BOOK_HTML") or ROOT / "_build" / "html")
 SCREENSHOTS = HTML.parent / "screenshots"
+START = "index.html"
 PAGES = sorted(
-    str(path.relative_to(HTML)) for path in HTML.rglob("*.html") if path.relative_to(HTML).parts[0] != "_static"
+    name
+    for name in (str(path.relative_to(HTML)) for path in HTML.rglob("*.html"))
+    if not name.startswith("_static") and name != START
 )
 CHAPTERS = [page for page in PAGES if "/executed/" in page]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -76,15 +80,14 @@ def opener(browser) -> Iterator[Callable[..., Opened]]:
     """Open a page of the book in a context of its own."""
     contexts = []
 
-    def open_page(name: str, *, viewport: dict[str, int] = DESKTOP, dark: bool = False) -> Opened:
-        context = browser.new_context(viewport=viewport, reduced_motion="reduce", accept_downloads=True)
+    def open_page(name: str) -> Opened:
+        context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce", accept_downloads=True)
         contexts.append(context)
-        mode = "dark" if dark else "light"
-        context.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
         opened = Opened(context.new_page())
         opened.watch()
         opened.page.goto((HTML / name).as_uri(), wait_until="load")
-        opened.page.evaluate(SETTLED)
+        if name != START:  # which leads on at once
+            opened.page.evaluate(SETTLED)
         return opened
 
     yield open_page
@@ -102,7 +105,7 @@ def violations(page: Any, **options: Any) -> list[str]:
     """What axe-core finds that keeps somebody from reading the page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
+    found = Axe().run(page, options={"resultTypes": ["violations"], "preload": False, **options}).response["violations"]
     return [
         f"{one['id']} ({one['impact']}): {node['target']} {node['html'][:160]} {node['failureSummary'][:200]}"
         for one in found
@@ -132,6 +135,10 @@ TOO_WIDE = """() => {
     .map((e) => `${e.tagName}.${e.className} ${Math.round(e.getBoundingClientRect().right)}`)
     .slice(0, 8).concat(`page is ${document.documentElement.scrollWidth} wide`);
 }"""
+THEME = """async (mode) => {
+  for (const name of ["mode", "theme"]) document.documentElement.dataset[name] = mode;
+  await new Promise((done) => setTimeout(done, 300));
+}"""
 WITHOUT_ALT = """() => [...document.querySelectorAll("main img")]
   .filter((img) => !(img.alt || "").trim() || /^(?:\\.\\.\\/|_images|data:|.*\\.(?:png|svg)$)/.test(img.alt))
   .map((img) => img.outerHTML.slice(0, 160))"""
@@ -143,30 +150,33 @@ def visit(opener) -> Callable[[str], Visit]:
 
     @cache
     def visited(name: str) -> Visit:
-        light = opener(name)
-        screenshot(light.page, name, "light")
-        dark = opener(name, dark=True)
-        screenshot(dark.page, name, "dark")
-        phone = opener(name, viewport=PHONE)
-        screenshot(phone.page, name, "phone")
-        found = Visit(
-            requests=light.requests,
-            failed=light.failed,
-            console=light.console,
-            violations=violations(light.page),
-            dark_violations=violations(dark.page, runOnly=["color-contrast"]),
-            too_wide=phone.page.evaluate(TOO_WIDE),
-            without_alt=light.page.evaluate(WITHOUT_ALT),
-        )
-        for opened in (light, dark, phone):
-            opened.page.context.close()
-        return found
+        opened = opener(name)
+        page = opened.page
+        screenshot(page, name, "light")
+        # axe looks at style sheets by requests of its own
+        seen = {"requests": [*opened.requests], "failed": [*opened.failed], "console": [*opened.console]}
+        found = {"violations": violations(page), "without_alt": page.evaluate(WITHOUT_ALT)}
+        page.evaluate(THEME, "dark")
+        screenshot(page, name, "dark")
+        found["dark_violations"] = violations(page, runOnly=["color-contrast"])
+        page.evaluate(THEME, "light")
+        page.set_viewport_size(PHONE)
+        found["too_wide"] = page.evaluate(TOO_WIDE)
+        screenshot(page, name, "phone")
+        page.context.close()
+        return Visit(**seen, **found)
 
     return visited
 
 
 def test_the_book_is_built():
     assert len(PAGES) > 10, f"no book in {HTML}; run `make book` first, or name its folder in COLA_BOOK_HTML"
+
+
+def test_the_folder_opens_at_the_first_page(opener):
+    opened = opener(START)
+    opened.page.wait_for_url("**/book/intro.html")
+    assert opened.page.locator("h1").count() == 1
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -235,3 +245,129 @@ def test_links_lead_somewhere(name):
         elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in anchors(target).ids:
             dead.append(link)
     assert not dead
+
+
+# ---------------------------------------------------------------------------------------- what one does
+
+EXPLORE = "book/executed/13_explore.html"
+MAP = "book/executed/08_cola.html"
+MARKS = ".cola-picture .scatterlayer .point"
+
+
+def test_search_finds_a_term(opener):
+    page = opener("search.html").page
+    page.goto((HTML / "search.html").as_uri() + "?q=SparseGPT")
+    page.wait_for_selector("#search-results li a")
+    found = [a.get_attribute("href") for a in page.locator("#search-results li a").all()]
+    assert any("executed/" in href for href in found)
+    assert page.locator("#search-results").inner_text().lower().count("sparsegpt") > 3
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_hidden_solutions_open(opener, name):
+    page = opener(name).page
+    hidden = page.locator("details.hide")
+    assert hidden.count() or page.locator(".toggle-hidden").count(), "a chapter has an exercise with a hidden solution"
+    first = hidden.last
+    assert not first.evaluate("one => one.open")
+    first.locator("summary").press("Enter")
+    assert first.evaluate("one => one.open") and first.locator("pre").first.is_visible()
+    page.context.close()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_chapter_says_how_to_rerun_it_and_copies_that(opener, name):
+    page = opener(name).page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    block = page.locator("#rerun-this-page .highlight-bash")
+    assert block.count() == 1
+    block.hover()
+    block.locator("button.copybtn").click()
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied.strip() == block.locator("pre").inner_text().strip()
+    assert copied.startswith(f"papermill notebooks/{Path(name).stem}.ipynb out.ipynb")
+    said = page.locator("#rerun-this-page table").inner_text()
+    assert "torch" in said and "CPU cores" in said and " s, on 20" in said
+    page.context.close()
+
+
+def test_interactive_figure_answers_choices_and_clicks(opener, tmp_path):
+    page = opener(EXPLORE).page
+    figure = page.locator("#results")
+    before = figure.locator("tbody tr").count()
+    assert before == page.locator(MARKS).count() > 3
+    method = figure.get_by_label("Method", exact=True)
+    chosen = method.locator("option").nth(1).inner_text()
+    method.select_option(chosen)
+    figure.get_by_text("The same as a table").click()
+    rows = figure.locator(".cola-table tbody tr")
+    assert 0 < rows.count() < before
+    assert {row.locator("td").nth(4).inner_text() for row in rows.all()} == {chosen}
+    assert page.locator(MARKS).count() == rows.count()
+
+    page.locator(MARKS).first.click(force=True)
+    behind = figure.locator(".cola-behind")
+    assert behind.is_visible() and "95 % from" in behind.inner_text()
+    assert behind.locator("td").nth(1).inner_text() in figure.locator(".cola-table").inner_text()
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="Save the table as CSV").click()
+    download.value.save_as(tmp_path / "saved.csv")
+    with open(tmp_path / "saved.csv", newline="") as file:
+        saved = list(csv.DictReader(file))
+    assert len(saved) == rows.count() and {row["method"] for row in saved} == {chosen}
+    assert all(float(row["95 % from"]) <= float(row["value"]) <= float(row["95 % to"]) for row in saved)
+
+
+def test_interactive_figure_is_read_with_a_keyboard(opener):
+    page = opener(EXPLORE).page
+    page.locator("#results-capability").focus()
+    chosen = page.locator("#results-capability").input_value()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#results-capability").input_value() != chosen
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.className").startswith("cola-picture"):
+            break
+    said = page.locator("#results .cola-said")
+    page.keyboard.press("ArrowDown")
+    first = said.inner_text()
+    assert first.startswith("1 of ") and "95 % from" in first
+    page.keyboard.press("ArrowDown")
+    assert said.inner_text().startswith("2 of ") and page.locator(".hoverlayer .hovertext").count() == 1
+    page.keyboard.press("Enter")
+    assert page.locator("#results .cola-behind").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#results .cola-behind").is_visible()
+
+
+def test_what_opens_in_the_figure_bars_nobody(opener):
+    page = opener(EXPLORE).page
+    page.get_by_text("The same as a table").click()
+    page.locator(MARKS).first.click(force=True)
+    assert not violations(page)
+
+
+def test_map_tells_the_texts_of_its_marks(opener):
+    page = opener(MAP).page
+    figure = page.locator("#activation-map")
+    figure.get_by_label("Picked").select_option("yes")
+    picked = figure.locator("tbody tr").count()
+    assert 0 < picked == figure.locator(".scatterlayer .point").count()
+    figure.locator(".cola-picture").press("Home")
+    text = figure.locator(".cola-said").inner_text()
+    assert "picked: yes" in text and len(text.partition("text: ")[2]) > 20
+
+
+def test_one_plotly_for_all_pages():
+    assert [path.relative_to(HTML) for path in HTML.rglob("plotly*.js")] == [Path("_static/plotly.min.js")]
+    using = [name for name in PAGES if "plotly.min.js" in (HTML / name).read_text()]
+    assert using == [MAP, EXPLORE]
+
+
+def test_launch_buttons_open_notebooks_of_the_repository():
+    """Where the book has a published repository; without one it has no such buttons."""
+    for name in CHAPTERS:
+        for link in anchors(HTML / name).links:
+            if urlsplit(link).netloc in ("mybinder.org", "colab.research.google.com"):
+                path = unquote(link).split("/main", 1)[1].partition("lab/tree/")[2] or link.split("/main/", 1)[1]
+                assert (ROOT / path).is_file(), link

@@ -8,8 +8,8 @@
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagon"];
   // seaborn's "colorblind", light and dark enough for a background of either kind
   const COLORS = {
-    light: ["#0173b2", "#b35900", "#02795a", "#c43c00", "#a8508e", "#8a5a2b", "#9a4f8a", "#6b6b6b", "#7a6f00", "#1f77a4"],
-    dark: ["#56b4e9", "#ffb000", "#3ddbb0", "#ff7a45", "#e69ad0", "#d3a877", "#fbafe4", "#b0b0b0", "#ece133", "#8fd3ff"],
+    light: ["#0173b2", "#b35900", "#02795a", "#c43c00", "#a8508e", "#8a5a2b", "#9a4f8a", "#6b6b6b", "#7a6f00", "#5b5ea6"],
+    dark: ["#56b4e9", "#ffb000", "#3ddbb0", "#ff7a45", "#e69ad0", "#d3a877", "#fbafe4", "#b0b0b0", "#ece133", "#b3b5f0"],
   };
   const ALL = "";
 
@@ -74,6 +74,7 @@
     /* Of each choice, offer what the ones before it leave. */
     chosen() {
       let left = this.records;
+      this.scope = left;
       this.data.choose.forEach(({ column, all }, i) => {
         const select = this.selects[i][1];
         const kept = select.value;
@@ -84,6 +85,7 @@
         select.value = values.map(String).includes(kept) ? kept : all ? ALL : String(values[0]);
         select.parentElement.hidden = values.length === 0;
         select.disabled = select.options.length < (all ? 3 : 2);
+        if (!all) this.scope = left.filter((record) => String(record[column]) === select.value);
         if (select.value !== ALL) left = left.filter((record) => String(record[column]) === select.value);
       });
       return left;
@@ -130,25 +132,29 @@
       const { by, hue, hues: every, reference } = this.data;
       const varying = by.filter((column) => unique(this.shown.map((r) => r[column]).filter((v) => v !== null)).length > 1);
       const name = (r) => (varying.length ? varying : by.slice(0, 1)).map((c) => r[c]).filter((v) => v !== null).join(" · ");
-      const rows = unique(this.shown.map(name));
-      // colour and shape belong to a method whatever else is shown
-      const hues = every.filter((h) => this.shown.some((r) => r[hue] === h));
-      const step = 0.8 / Math.max(hues.length, 1), colors = COLORS[dark() ? "dark" : "light"];
-      const traces = hues.map((value, j) => {
-        const records = this.shown.filter((r) => r[hue] === value);
-        for (const r of records) r.y = -rows.indexOf(name(r)) - (j - (hues.length - 1) / 2) * step;
-        const i = every.indexOf(value);
+      const groups = Map.groupBy(this.shown, name);
+      const mean = (row) => groups.get(row).reduce((sum, r) => sum + r.value, 0) / groups.get(row).length;
+      const rows = [...groups.keys()].sort((a, b) => mean(b) - mean(a));
+      // a method keeps its colour and shape whatever is left out by the later choices
+      const inScope = every.filter((h) => this.scope.some((r) => r[hue] === h));
+      const most = Math.max(...rows.map((row) => groups.get(row).length)), step = 0.8 / most;
+      rows.forEach((row, i) => {
+        const marks = groups.get(row).sort((a, b) => every.indexOf(a[hue]) - every.indexOf(b[hue]));
+        marks.forEach((r, k) => { r.y = -i - (k - (marks.length - 1) / 2) * step; });
+      });
+      const traces = inScope.filter((value) => this.shown.some((r) => r[hue] === value)).map((value) => {
+        const records = this.shown.filter((r) => r[hue] === value), i = inScope.indexOf(value);
         return {
           records, name: String(value), type: "scatter", mode: "markers", x: records.map((r) => r.value), y: records.map((r) => r.y),
-          marker: { color: colors[i % colors.length], symbol: SYMBOLS[i % SYMBOLS.length], size: 9 },
-          error_x: { type: "data", symmetric: false, array: records.map((r) => r.high - r.value), arrayminus: records.map((r) => r.value - r.low), thickness: 1.5, width: 0, color: colors[i % colors.length] },
+          marker: { ...this.face(i), size: 9 },
+          error_x: { type: "data", symmetric: false, array: records.map((r) => r.high - r.value), arrayminus: records.map((r) => r.value - r.low), thickness: 1.5, width: 0, color: this.face(i).color },
         };
       });
       const measure = this.shown[0]?.measure ?? "", at = reference[measure], narrow = this.picture.clientWidth < 500;
       return {
         traces,
         layout: {
-          showlegend: true, height: 110 + rows.length * Math.max(30, 14 * hues.length + 10),
+          showlegend: true, height: 110 + rows.length * Math.max(30, 14 * most + 10),
           xaxis: { title: { text: wrapped(measure, narrow ? 26 : 80).map(escaped).join("<br>"), standoff: 8 } },
           yaxis: {
             tickvals: rows.map((_, i) => -i), ticktext: rows.map((row) => (narrow ? wrapped(row, 20) : wrapped(row, 34)).map(escaped).join("<br>")),
@@ -159,15 +165,21 @@
       };
     }
 
+    /* The i-th colour and shape; where colours begin again, shapes are others. */
+    face(i) {
+      const colors = COLORS[dark() ? "dark" : "light"];
+      return { color: colors[i % colors.length], symbol: SYMBOLS[(i + Math.floor(i / colors.length)) % SYMBOLS.length] };
+    }
+
     map() {
-      const { hue, picked } = this.data, colors = COLORS[dark() ? "dark" : "light"];
+      const { hue, picked } = this.data;
       const every = unique(this.records.map((r) => r[hue]));
       const traces = every.filter((value) => this.shown.some((r) => r[hue] === value)).map((value) => {
         const records = this.shown.filter((r) => r[hue] === value), i = every.indexOf(value);
         return {
           records, name: String(value), type: "scatter", mode: "markers", x: records.map((r) => r.x), y: records.map((r) => r.y),
           marker: {
-            color: colors[i % colors.length], symbol: SYMBOLS[i % SYMBOLS.length], size: records.map((r) => (r[picked] === "yes" ? 13 : 8)),
+            ...this.face(i), size: records.map((r) => (r[picked] === "yes" ? 13 : 8)),
             line: { width: records.map((r) => (r[picked] === "yes" ? 2.5 : 0)), color: getComputedStyle(this.section).color },
           },
         };
