@@ -1,4 +1,4 @@
-"""What the book's pages need beyond what executed notebooks hold: a Sphinx extension, named in ``_config.yml``.
+"""What the book's pages need beyond what executed notebooks hold, as a Sphinx extension named in ``_config.yml``; and print.
 
 It puts the scripts of interactive figures beside the pages, once for all of them, loads them on pages that have such a
 figure, and lets launch buttons open the source notebook, which is in the repository, and not the executed one.
@@ -7,17 +7,28 @@ figure, and lets launch buttons open the source notebook, which is in the reposi
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cola_lib.errors import ColaError
 from cola_lib.figures.interactive import CLASS, SCRIPTS, STYLES, read_asset
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Playwright
     from sphinx.application import Sphinx
     from sphinx.config import Config
 
 EXECUTED, SOURCES = "book/executed/", "notebooks/"
 """Folders of the pages made of notebooks, and of the notebooks that they were made of."""
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""Commands that may be a Chromium of this machine."""
+
+READY = "() => Promise.all([document.fonts.ready, window.MathJax?.startup?.promise, window.colaFigures])"
+"""What a page does by itself when it is opened, as JavaScript: text, formulas, figures."""
+
+FOOT = """<div style="font-size:8px;width:100%;text-align:center"><span class="pageNumber"></span></div>"""
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -90,3 +101,68 @@ def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: A
         if group.get("label") == "launch-buttons":
             for button in group["buttons"]:
                 button["url"] = button["url"].replace(EXECUTED, SOURCES)
+
+
+def find_browser(playwright: Playwright) -> str:
+    """Path of this machine's Chromium, or else of the one that Playwright installed.
+
+    Parameters
+    ----------
+    playwright : Playwright
+        Running.
+
+    Raises
+    ------
+    ColaError
+        If there is neither.
+    """
+    found = next(filter(None, map(shutil.which, BROWSERS)), playwright.chromium.executable_path)
+    if not Path(found).exists():
+        raise ColaError(f"there is none of {', '.join(BROWSERS)}; playwright install chromium gets one")
+    return found
+
+
+def print_book(page: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Print the book that was built as a single page, with an outline, links and page numbers.
+
+    Parameters
+    ----------
+    page : str or path
+        The page.
+    out : str or path
+        PDF file, which is replaced.
+
+    Raises
+    ------
+    ColaError
+        If there is no page, no Playwright or no Chromium.
+    """
+    page = Path(page).resolve()
+    if not page.is_file():
+        raise ColaError(f"{page} is not there; make pdf builds it first")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError as error:
+        raise ColaError("printing needs Playwright: pip install playwright") from error
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(playwright))
+        opened = browser.new_page()
+        opened.set_default_timeout(0)  # a whole book
+        opened.goto(page.as_uri())
+        opened.evaluate(READY)
+        # what is hidden behind a click cannot be clicked on paper
+        opened.evaluate(
+            "() => document.querySelectorAll('main details:not(.cola-table)').forEach((one) => { one.open = true; })"
+        )
+        opened.pdf(
+            path=out,
+            format="A4",
+            margin={"top": "18mm", "bottom": "18mm", "left": "15mm", "right": "15mm"},
+            print_background=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOT,
+            outline=True,
+            tagged=True,
+        )
+        browser.close()
