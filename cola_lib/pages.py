@@ -1,4 +1,4 @@
-"""What the book's pages need beyond what executed notebooks hold, as a Sphinx extension named in ``_config.yml``; and print.
+"""What the pages of the book need beyond executed notebooks: a Sphinx extension, named in ``_config.yml``, and print.
 
 It puts the scripts of interactive figures beside the pages, once for all of them, loads them on pages that have such a
 figure, and lets launch buttons open the source notebook, which is in the repository, and not the executed one.
