@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import json
 import logging
 import multiprocessing
 import os
@@ -555,13 +556,8 @@ def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
     parameters : mapping of str to Any
         Values that replace the notebook's own.
     """
-    given = [
-        # a mapping of one entry, without its braces
-        shlex.quote(
-            yaml.safe_dump({name: value}, default_flow_style=True, width=float("inf"), allow_unicode=True)[1:-2]
-        )
-        for name, value in parameters.items()
-    ]
+    # JSON is YAML, and its quotes are not the shell's
+    given = [shlex.quote(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in parameters.items()]
     command = f"papermill {shlex.quote(f'{source.parent.name}/{source.name}')} out.ipynb"
     return " \\\n  ".join([command, *(f"-y {each}" for each in given)])
 

@@ -111,7 +111,7 @@
         this.picture,
         traces.map(({ records, ...trace }) => ({
           ...trace, customdata: records.map((record) => this.records.indexOf(record)),
-          hovertext: records.map((record) => this.words(record).map(escaped).join("<br>")), hoverinfo: "text",
+          hovertext: records.map((record) => this.words(record, this.narrow() ? 34 : 64).map(escaped).join("<br>")), hoverinfo: "text",
         })),
         {
           paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: style.fontFamily, size: 13, color: ink },
@@ -150,7 +150,7 @@
           error_x: { type: "data", symmetric: false, array: records.map((r) => r.high - r.value), arrayminus: records.map((r) => r.value - r.low), thickness: 1.5, width: 0, color: this.face(i).color },
         };
       });
-      const measure = this.shown[0]?.measure ?? "", at = reference[measure], narrow = this.picture.clientWidth < 500;
+      const measure = this.shown[0]?.measure ?? "", at = reference[measure], narrow = this.narrow();
       return {
         traces,
         layout: {
@@ -163,6 +163,10 @@
           shapes: at === undefined ? [] : [{ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { dash: "dash", width: 1, color: getComputedStyle(this.section).color } }],
         },
       };
+    }
+
+    narrow() {
+      return this.picture.clientWidth < 500;
     }
 
     /* The i-th colour and shape; where colours begin again, shapes are others. */
@@ -189,12 +193,12 @@
     }
 
     /* What a mark says: its labels, its numbers, and the text that it stands for. */
-    words(record) {
+    words(record, width = 64) {
       const lines = [];
       for (const { name, label, hover, digits } of this.data.columns) {
         if (!hover || record[name] === null) continue;
         const text = digits === undefined ? record[name] : record[name].toFixed(digits);
-        lines.push(...wrapped(label ? `${label}: ${text}` : text));
+        lines.push(...wrapped(label ? `${label}: ${text}` : text, width));
       }
       return lines;
     }
