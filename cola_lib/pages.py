@@ -155,7 +155,7 @@ def print_book(page: str | os.PathLike[str], out: str | os.PathLike[str]) -> Non
             "() => document.querySelectorAll('main details:not(.cola-table)').forEach((one) => { one.open = true; })"
         )
         opened.pdf(
-            path=out,
+            path=Path(out),
             format="A4",
             margin={"top": "18mm", "bottom": "18mm", "left": "15mm", "right": "15mm"},
             print_background=True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -71,7 +72,7 @@ def explore_table(
     their labels: of each draw the first is taken. A capability with a task of a single item has no interval, and
     is left out.
     """
-    frame = frame.reindex(columns=dict.fromkeys([*frame.columns, *_LABELS]))
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *_LABELS])))
     items = frame.groupby("cell")["item"].agg(lambda of_cell: fingerprint(sorted(of_cell)))
     frame = _with_intervals(frame.assign(items=frame["cell"].map(items)))
     options = {"score": score, "n_boot": n_boot}
@@ -82,11 +83,14 @@ def explore_table(
     ]
     if not tables:
         raise DataError("nothing to explore: no cell was measured on the items of a dense model's cell")
-    names = pd.Series([table["study"].iloc[0] for table in tables])
-    for number, (table, twice) in enumerate(zip(tables, names.duplicated(keep=False), strict=True), start=1):
-        if twice:  # as many items of the same capabilities, and others
-            table["study"] += f", set {number}"
-    return pd.concat(sorted(tables, key=len, reverse=True), ignore_index=True)
+    seen = Counter(str(table["study"].iloc[0]) for table in tables)
+    named = [
+        # as many items of the same capabilities, and others
+        table.assign(study=table["study"] + f", set {number}") if seen[str(table["study"].iloc[0])] > 1 else table
+        for number, table in enumerate(tables, start=1)
+    ]
+    named.sort(key=len, reverse=True)  # the largest study first
+    return pd.concat(named, ignore_index=True)
 
 
 def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +112,6 @@ def _study(frame: pd.DataFrame, baselines: Sequence[str], options: dict[str, Any
         if _comparable(compressed, base, by)
     ]
     table = pd.concat([kept, *gains], ignore_index=True)
-    table["cells"] = _cells(frame, by, options["score"], table)
     numbers = ["value", "low", "high"]
     capabilities = ", ".join(frame["capability"].unique())
     table = table.assign(
@@ -116,10 +119,11 @@ def _study(frame: pd.DataFrame, baselines: Sequence[str], options: dict[str, Any
         strength=[
             label.removeprefix(method).strip() for label, method in zip(table["label"], table["method"], strict=True)
         ],
-        set=[_size(row) for row in table[list(_SIZE)].to_dict("records")],
+        set=pd.Series([_size(row) for row in table[list(_SIZE)].to_dict("records")], index=table.index, dtype=object),
+        cells=pd.Series(_cells(frame, by, options["score"], table), index=table.index, dtype=object),
         source=table["source"].fillna(NO_DATA),
-        **{name: 100 * table[name] for name in numbers},
     )
+    table[numbers] *= 100
     columns = ["study", "measure", "capability", "method", "strength", "label", "source", "target", "set"]
     return table[[*columns, *numbers, "n_draws", "n_items", "cells"]]
 
@@ -159,7 +163,7 @@ def _label(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _size(row: dict[str, Any]) -> str | None:
+def _size(row: Mapping[Any, Any]) -> str | None:
     """Say which set of its source a condition had; None without calibration data."""
     of = {name: _label(value) for name, value in row.items()}
     if of["n_samples"] is None:

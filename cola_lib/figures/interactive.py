@@ -194,7 +194,7 @@ def interval_explorer(
         choose=[{"column": column, "label": text, "all": column not in single} for column, text in choose.items()],
         by=list(by),
         hue=hue,
-        hues=in_order(table[hue]) if hue in table else [],
+        hues=in_order(table[hue].tolist()) if hue in table else [],
         reference=dict(reference or {}),
         cells=cells,
     )
