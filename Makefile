@@ -32,7 +32,7 @@ SOURCES      := cola_lib tests $(wildcard benchmarks)
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html evidence test coverage interop assets setup lint format bench lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence test coverage interop assets setup lint format bench lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -68,6 +68,24 @@ test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for 
 
 coverage: setup assets  ## Run the tests and count the lines and branches that they reach; coverage.xml for machines
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --cov --cov-report term:skip-covered --cov-report xml $(PYTEST)
+
+check-book: setup  ## Open every page of the built book in Chromium, and use it; screenshots go to _build/screenshots
+	@test -f _build/html/index.html || { echo "error: there is no book in _build/html yet; run make book" >&2; exit 2; }
+	$(PY) -m pytest -m browser --numprocesses $(JOBS) --maxprocesses 4 --dist loadgroup tests/test_book_pages.py $(PYTEST)
+
+pdf: setup  ## Print the notebooks' pages and the others as one book, _build/book.pdf; needs Chromium
+	@$(BIN)/jupyter-book build . --quiet --builder singlehtml --toc book/_toc.yml
+	@cp _build/singlehtml/book/intro.html _build/singlehtml/book.html  # its links begin at the root
+	@$(PY) -c 'from cola_lib.pages import print_book; print_book("_build/singlehtml/book.html", "_build/book.pdf")'
+	@echo "The book in print: $(CURDIR)/_build/book.pdf"
+
+notebook: setup  ## Open a notebook in JupyterLab: make notebook N=03
+	@test -n "$(N)" || { echo "error: which? make notebook N=03" >&2; exit 2; }
+	@test -e $(firstword $(wildcard notebooks/$(N)*.ipynb) none) \
+	  || { echo "error: no notebook notebooks/$(N)*.ipynb; there are: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 2; }
+	@$(PY) -c 'import jupyterlab' 2>/dev/null \
+	  || { echo "error: JupyterLab is not in $(VENV); add it: $(UV) pip install --python $(PY) jupyterlab" >&2; exit 2; }
+	$(BIN)/jupyter lab $(firstword $(wildcard notebooks/$(N)*.ipynb))
 
 interop: $(TOOLS:%=.venv-interop/%/.installed)  ## Run llm-compressor and GPTQModel on our sets, each in an environment of its own
 	@$(MAKE) --no-print-directory setup assets

@@ -17,9 +17,11 @@ import multiprocessing
 import os
 import re
 import reprlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
+RERUN = "rerun"
+"""Id of the cell that says how an executed notebook was made."""
 PACKED = "packed"
 """Parameter of a notebook that names packed results to read."""
 THREADS = "OMP_NUM_THREADS"
@@ -443,7 +447,8 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
 
     Notes
     -----
-    Execution times and paths are dropped from the metadata, so that the same run gives the same file.
+    Execution times and paths are dropped from the metadata, so that the same run gives the same file, but for its last
+    cell (see :func:`rerun_cell`).
     Progress bars are dropped from the outputs: they are for whoever waits, not for whoever reads.
 
     Examples
@@ -466,7 +471,9 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     try:
         executed = _execute(run, partial, progress)
         _require_complete(executed, run.source)
-        _write_notebook(_cleaned(executed), partial)
+        executed = _cleaned(executed)
+        executed.cells.append(rerun_cell(run, time.monotonic() - start))
+        _write_notebook(executed, partial)
         os.replace(partial, run.out)
         failed.unlink(missing_ok=True)
     except ExecutionError as error:
@@ -646,6 +653,68 @@ def _cleaned(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_without_progress, cell.outputs) if output is not None]
     return notebook
+
+
+def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
+    """Write the papermill command that makes a notebook, for a shell in the repository's root.
+
+    Parameters
+    ----------
+    source : Path
+        Notebook; of its path the folder's name is kept.
+    parameters : mapping of str to Any
+        Values that replace the notebook's own.
+    """
+    # JSON is YAML, and its quotes are not the shell's
+    given = [shlex.quote(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in parameters.items()]
+    command = f"papermill {shlex.quote(f'{source.parent.name}/{source.name}')} out.ipynb"
+    return " \\\n  ".join([command, *(f"-y {each}" for each in given)])
+
+
+def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
+    """Say how a notebook was made: the command, the machine, the versions, and the time.
+
+    Parameters
+    ----------
+    run : NotebookRun
+        What ran.
+    seconds : float
+        How long.
+
+    Returns
+    -------
+    NotebookNode
+        A cell of Markdown for the end of the executed notebook.
+    """
+    import nbformat
+    import torch
+
+    from cola_lib.experiments import current_versions, device_name
+
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} of them for one notebook"
+    versions = ", ".join(f"{name} {version}" for name, version in current_versions().items())
+    number = run.source.stem.partition("_")[0]
+    text = f"""## Rerun this page
+
+From the root of the repository, with the package installed (`make setup`, or `pip install --editable '.[book]'`):
+
+```bash
+{rerun_command(run.source, run.parameters)}
+```
+
+What the command does not name has the value that the cell of parameters gives it; `-y 'name: value'` changes one.
+Results that the store already holds are read from it. `make notebook N={number}` opens the notebook in JupyterLab.
+
+| | this page was made |
+|---|---|
+| on | {device}, {cores} |
+| with | {versions} |
+| in | {seconds:.0f} s, on {datetime.now(UTC):%Y-%m-%d} |
+"""
+    cell = nbformat.v4.new_markdown_cell(text)
+    cell["id"] = RERUN
+    return cell
 
 
 def _without_progress(output: NotebookNode) -> NotebookNode | None:

@@ -41,6 +41,7 @@ from cola_lib.analysis.claims import (
     verdict,
 )
 from cola_lib.analysis.estimates import Estimate
+from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
 from cola_lib.analysis.league import Ranking, mean_ranks
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
@@ -74,6 +75,7 @@ __all__ = [
     "DOMAINS",
     "DIVERSITY",
     "MARGIN",
+    "NO_DATA",
     "REPRESENTATIVENESS",
     "SCORES",
     "BinnedCondition",
@@ -83,6 +85,7 @@ __all__ = [
     "Estimate",
     "Finding",
     "HeldOut",
+    "KEPT",
     "Options",
     "PermutationTest",
     "Ranking",
@@ -113,8 +116,10 @@ __all__ = [
     "difference",
     "deployment_errors",
     "difference_table",
+    "gain_over",
     "gain_table",
     "estimate",
+    "explore_table",
     "findings_from_json",
     "findings_to_json",
     "held_out_correlation",

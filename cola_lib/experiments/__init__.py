@@ -18,7 +18,7 @@ from cola_lib.experiments.runner import (
     run_grid,
 )
 from cola_lib.experiments.selection import Selection, select, selection_key
-from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.store import ResultStore, read_scores
 from cola_lib.experiments.sweep import SetTask, Sweep, read_sweep
 from cola_lib.experiments.workspace import Workspace
 
@@ -56,6 +56,7 @@ __all__ = [
     "harness_key",
     "look_at_sweep",
     "outside_key",
+    "read_scores",
     "read_sweep",
     "run_grid",
     "run_outside",

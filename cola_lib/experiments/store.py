@@ -399,6 +399,32 @@ class ResultStore:
             ) from error
 
 
+def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
+    """All scores of a store or of a packed file.
+
+    Parameters
+    ----------
+    where : str or path
+        Folder or URL of a store, or a packed file, whose name ends in ``.parquet``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As from :meth:`ResultStore.to_frame`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or holds no scores.
+    """
+    packed = os.fspath(where).endswith(".parquet")
+    store = ResultStore("memory://nothing-of-its-own", packed=[where]) if packed else ResultStore(where)
+    frame = store.to_frame()
+    if frame.empty:
+        raise StoreError(f"{os.fspath(where)} holds no scores; notebooks write them: run make book, or cola notebook")
+    return frame
+
+
 class _DamageError(Exception):
     """A file's bytes are not those of the cell that its name says."""
 

@@ -1,9 +1,10 @@
-"""Figures from tidy records. None computes a result; each returns a matplotlib figure."""
+"""Figures from tidy records. None computes a result; each returns a matplotlib figure, or one that a page draws."""
 
 from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatmap
 from cola_lib.figures.curves import interval_curves
 from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
+from cola_lib.figures.interactive import InteractiveFigure, interactive_map, interval_explorer
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
 from cola_lib.figures.performance import growth_curves, ratio_dots
@@ -15,6 +16,7 @@ from cola_lib.figures.verdicts import verdict_strip
 
 __all__ = [
     "METHOD_ORDER",
+    "InteractiveFigure",
     "activation_map",
     "agreement_scatter",
     "correlation_forest",
@@ -23,8 +25,10 @@ __all__ = [
     "depth_profiles",
     "growth_curves",
     "in_order",
+    "interactive_map",
     "interval_curves",
     "interval_dots",
+    "interval_explorer",
     "lines",
     "matched_heatmap",
     "matrix_heatmap",
