@@ -5,8 +5,8 @@ A page marks such a number with a comment right behind it, which a reader does n
     +2.30 [+0.99, +3.62] %<!-- finding: CLAIM | PART | VERDICT -->
     -23.3 [-35.4, -12.2] %<!-- gain: SOURCE | METHOD | CAPABILITY -->
 
-The first is a part of a claim with its verdict, the second what a source gains over web text in the grid of sources. When the
-evidence changes, these tests fail, and whoever mends the number reads the sentence around it again.
+The first is a part of a claim with its verdict, the second what a source gains over web text in the grid of sources.
+When the evidence changes, these tests fail, and whoever mends the number reads the sentence around it again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cola_lib.analysis import Finding, gain_table
+from cola_lib.analysis import Finding, gain_table, with_interval
+from cola_lib.analysis.text import NO_BREAK
 from cola_lib.experiments.packed import PackedCells
 from cola_lib.verdicts import recorded
 
@@ -57,9 +58,7 @@ def parts(claim: str) -> list[Finding]:
 def labels() -> dict[str, dict]:
     """What each cell of the evidence is, and where it was computed."""
     table = pq.read_table(EVIDENCE / "cells.parquet", columns=["about", "key"])
-    return {
-        key: json.loads(about) for key, about in zip(*(table[c].to_pylist() for c in ("key", "about")), strict=True)
-    }
+    return dict(zip(table["key"].to_pylist(), map(json.loads, table["about"].to_pylist()), strict=True))
 
 
 @cache
@@ -69,14 +68,9 @@ def gains() -> dict[tuple[str, ...], str]:
     behind = {cell for finding in parts("C4") for cell in finding.cells}  # the grid of sources
     cells = PackedCells((EVIDENCE / "cells.parquet").read_bytes())
     frame = pd.concat(cells[key].frame() for key in behind if labels()[key]["labels"]["source"] in wanted)
-    return {
-        (
-            row.source,
-            row.label,
-            row.capability,
-        ): f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}] %"
-        for row in gain_table(frame, {"source": WEB}).itertuples()
-    }
+    table = gain_table(frame, {"source": WEB})
+    texts = with_interval(table, "+.1f", scale=100).str.replace(NO_BREAK, " ") + " %"
+    return dict(zip(table[["source", "label", "capability"]].itertuples(index=False, name=None), texts, strict=True))
 
 
 @pytest.mark.parametrize(("page", "number", "what"), marked("finding"))
@@ -117,6 +111,10 @@ def test_difficulty_and_subjects_are_told_from_nothing():
         assert str(finding.verdict) == ("undecided at this power" if subject else "reproduced"), (
             "summary.md: Which data?"
         )
+
+
+def test_web_text_is_not_told_from_wikipedia():
+    assert {str(finding.verdict) for finding in parts("C5")} == {"undecided at this power"}, "summary.md: Which data?"
 
 
 def test_a_language_gains_more_under_gptq_than_under_wanda():

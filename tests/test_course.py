@@ -38,7 +38,7 @@ def shell_lines(start: str) -> list[tuple[str, str]]:
         (page, line)
         for page, text in pages.items()
         for block in BLOCK.findall(text)
-        for line in block.replace("\\\n", " ").splitlines()
+        for line in re.split(r"\n(?=\S)", block.replace("\\\n", " ").strip())  # what is indented goes on
         if line.startswith(start)
     ]
 
@@ -63,7 +63,7 @@ def check_names(value: Any, name: str = "") -> None:
 
 @pytest.mark.parametrize(("page", "line"), shell_lines("cola notebook"))
 def test_commands_that_run_a_notebook(page, line, tmp_path):
-    names, assignments, out, profile = [], [], tmp_path, None
+    names, assignments, out, profile = [], [], tmp_path / "out", None
     words = iter(shlex.split(line)[2:])
     for word in words:
         if word == "-p":
