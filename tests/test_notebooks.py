@@ -379,6 +379,28 @@ def test_source_notebook(path):
     assert book.declared_parameters(path), "no cell is tagged 'parameters'"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_chapter_opens_and_closes_as_a_chapter_does(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for promise in ("**You will learn**", "**You need**", "**It takes**"):
+        assert promise in cells[0].source, f"the first cell does not say: {promise}"
+
+    def first(kind: str, text: str) -> int:
+        found = [i for i, cell in enumerate(cells) if cell.cell_type == kind and re.search(text, cell.source, re.M)]
+        assert found, f"no {kind} cell has {text!r}"
+        return found[0]
+
+    first("markdown", r"^:::\{admonition\} Take-away$")
+    exercise, solution = first("markdown", "^## Exercise$"), first("code", r"\A# Solution\b")
+    reading, last = first("markdown", "^## Further reading$"), len(cells) - 1
+    assert exercise < solution < reading < last, "exercise, solution, further reading, provenance: in this order"
+    assert "hide-cell" in cells[solution].metadata.tags, "the solution is to be hidden"
+    assert cells[last].cell_type == "code" and "hide-input" in cells[last].metadata.tags, "provenance comes last"
+    items = re.findall(r"^- \{cite:t\}`[a-z0-9]+`: \S.*$", cells[reading].source, re.M)
+    lines = cells[reading].source.split("## Further reading")[1].strip().splitlines()
+    assert items == lines and 2 <= len(items) <= 4, "two to four papers, each with a line on why to read it"
+
+
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
 def test_profile_fits_the_notebooks(path, tmp_path):
     profile = book.read_profile(path.stem, path.parent)
