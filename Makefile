@@ -83,8 +83,6 @@ notebook: setup  ## Open a notebook in JupyterLab: make notebook N=03
 	@test -n "$(N)" || { echo "error: which? make notebook N=03" >&2; exit 2; }
 	@test -e $(firstword $(wildcard notebooks/$(N)*.ipynb) none) \
 	  || { echo "error: no notebook notebooks/$(N)*.ipynb; there are: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 2; }
-	@$(PY) -c 'import jupyterlab' 2>/dev/null \
-	  || { echo "error: JupyterLab is not in $(VENV); add it: $(UV) pip install --python $(PY) jupyterlab" >&2; exit 2; }
 	$(BIN)/jupyter lab $(firstword $(wildcard notebooks/$(N)*.ipynb))
 
 interop: $(TOOLS:%=.venv-interop/%/.installed)  ## Run llm-compressor and GPTQModel on our sets, each in an environment of its own
