@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,13 +62,25 @@ def main(
     for part in wanted:
         about = facts(lm)
         print(f"{part}:", flush=True)
-        found = runs[part]()
-        rows, series = found if isinstance(found, tuple) else (found, [])
-        report.put(part, about, rows, series)
-        show([row for row in rows if row.target is None or part != "scaling" or not row.met] or rows)
+        found: list[Row] = []
+        for rows, series in pieces(runs[part]()):
+            found += rows
+            report.put(part, about, found, series)
+            show(rows)
     missed = [row for row in report.rows if row.met is False]
     aimed = [row for row in report.rows if row.met is not None]
     print(f"{len(aimed) - len(missed)} of {len(aimed)} targets met" + (f"; kept in {out}" if out else ""))
+
+
+def pieces(found: Any) -> Iterator[tuple[list[Row], list[dict[str, Any]]]]:
+    """What a part gives: its rows at once, with the points of its curves, or bit by bit."""
+    if isinstance(found, tuple):
+        yield found
+    elif isinstance(found, list):
+        yield found, []
+    else:
+        for rows in found:
+            yield rows, []
 
 
 def _gpu() -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,9 +56,8 @@ def ours(lm: LanguageModel, rows: CalibrationSet, method: str) -> float:
     return clock(lm) - began
 
 
-def against_tool(lm: LanguageModel, rows: CalibrationSet, held_out: CalibrationSet, turns: int) -> list[Row]:
-    """Both tools on the same rows, in turns, each in its own process; and what comes out of both."""
-    found = []
+def against_tool(lm: LanguageModel, rows: CalibrationSet, held_out: CalibrationSet, turns: int) -> Iterator[list[Row]]:
+    """Both tools on the same rows, in turns, each in its own process; and what comes out of both. Method by method."""
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         lm.save(folder / "dense")
@@ -91,9 +90,10 @@ def against_tool(lm: LanguageModel, rows: CalibrationSet, held_out: CalibrationS
             )
             worse = kept["ours"] / kept["theirs"] - 1
             note = f"held-out perplexity {kept['ours']:.2f}, theirs {kept['theirs']:.2f} ({worse:+.1%})"
-            found.append(ratio_row("compress", name, theirs, times, target=TARGETS[method], note=note))
-            found += [ratio_row("compress", each, FORWARD, times) for each in (name, theirs)]
-    return found
+            yield [
+                ratio_row("compress", name, theirs, times, target=TARGETS[method], note=note),
+                *(ratio_row("compress", each, FORWARD, times) for each in (name, theirs)),
+            ]
 
 
 def _run_tool(folder: Path, job: dict) -> float:
@@ -206,20 +206,27 @@ def solver(lm: LanguageModel, statistics: LayerStatistics, turns: int) -> list[R
     return [ratio_row("compress", ours_, theirs, times)]
 
 
-def measure(lm: LanguageModel, rows: CalibrationSet, turns: int, held_out_rows: int = 16) -> list[Row]:
-    """All of the above; llm-compressor's rows only where its environment is there."""
+def by_itself(lm: LanguageModel, rows: CalibrationSet, turns: int) -> Iterator[list[Row]]:
+    """Each method against the forward pass alone, where there is no other tool."""
+    for method in JOBS:
+        name = f"{method}, compressed inputs"
+
+        def run_ours(method: str = method) -> float:
+            with restored(lm):
+                return ours(lm, rows, method)
+
+        times = in_turns({FORWARD: lambda: forward(lm, rows), name: run_ours}, turns, lm, warm_up=False)
+        yield [ratio_row("compress", name, FORWARD, times)]
+
+
+def measure(lm: LanguageModel, rows: CalibrationSet, turns: int, held_out_rows: int = 16) -> Iterator[list[Row]]:
+    """All of the above, bit by bit; llm-compressor's rows only where its environment is there."""
     held_out = calibration_set(["wikipedia"], lm.tokenizer, n_samples=held_out_rows, seq_len=256, seed=1)
-    compared = against_tool(lm, rows, held_out, turns) if TOOL.exists() else []
-    if not compared:
+    if not TOOL.exists():
         print(f"  {TOOL} is missing, so nothing is compared to llm-compressor: `make interop` makes it")
-        for method in JOBS:
-            name = f"{method}, compressed inputs"
-
-            def run_ours(method: str = method) -> float:
-                with restored(lm):
-                    return ours(lm, rows, method)
-
-            times = in_turns({FORWARD: lambda: forward(lm, rows), name: run_ours}, turns, lm, warm_up=False)
-            compared.append(ratio_row("compress", name, FORWARD, times))
-    sweep = solver(lm, collect_statistics(lm, rows.rows(0, 4), progress=False), turns)
-    return [*compared, *grid(lm, rows, turns, compared), *sweep]
+    compared: list[Row] = []
+    for some in against_tool(lm, rows, held_out, turns) if TOOL.exists() else by_itself(lm, rows, turns):
+        compared += some
+        yield some
+    yield grid(lm, rows, turns, compared)
+    yield solver(lm, collect_statistics(lm, rows.rows(0, 4), progress=False), max(turns, 3))
