@@ -481,6 +481,8 @@ URLS = (
 
 
 @fuzz
+@example("\0")
+@example("\ud83d")
 @given(st.sampled_from(URLS) | st.text(st.characters(exclude_characters="/")))
 def test_stores_of_any_name(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)

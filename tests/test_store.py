@@ -209,7 +209,7 @@ def test_check_writable_leaves_nothing(store):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(StoreError, match="result store nonsense://x"):
+    with pytest.raises(StoreError, match="result store 'nonsense://x'"):
         ResultStore("nonsense://x")
 
 

@@ -50,12 +50,14 @@ def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises
     ------
     StoreError
-        If the URL's protocol is not known, or what it leads through is not there.
+        If the URL's protocol is not known, what it leads through is not there, or no file can have such a name.
     """
     try:
+        if b"\0" in os.fsencode(url):
+            raise ValueError("a name holds no zero byte")
         return fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
-        raise StoreError(f"result store {url}: {error}") from error
+        raise StoreError(f"result store {url!a}: {error}") from error
 
 
 class ResultStore:
