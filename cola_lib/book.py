@@ -11,19 +11,22 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import json
 import logging
 import multiprocessing
 import os
 import re
+import reprlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from cola_lib.errors import ColaError, OutputError, SpecError, UnknownNameError
+from cola_lib.plain import misfit, read_yaml
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -32,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
+RERUN = "rerun"
+"""Id of the cell that says how an executed notebook was made."""
 PACKED = "packed"
 """Parameter of a notebook that names packed results to read."""
 THREADS = "OMP_NUM_THREADS"
@@ -42,7 +47,19 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
 
 
 class NotebookError(ColaError):
-    """A notebook cannot be run as it is."""
+    """A notebook cannot be run as it is.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import NotebookError, declared_parameters
+    >>> _ = Path("notes.ipynb").write_text("not a notebook")
+    >>> try:
+    ...     declared_parameters(Path("notes.ipynb"))
+    ... except NotebookError as error:
+    ...     print(str(error).partition(":")[0])
+    notes.ipynb is not a Jupyter notebook
+    """
 
 
 class ExecutionError(NotebookError):
@@ -54,6 +71,12 @@ class ExecutionError(NotebookError):
         Which notebook, where in it, and what happened.
     traceback : str, optional
         What the failing cell printed, without terminal colours.
+
+    Examples
+    --------
+    >>> from cola_lib.book import ExecutionError
+    >>> ExecutionError("02_data_source.ipynb: cell 4 raised KeyError: 'c4'", "Traceback ...").traceback
+    'Traceback ...'
     """
 
     def __init__(self, message: str, traceback: str = "") -> None:
@@ -66,7 +89,17 @@ class ExecutionError(NotebookError):
 
 
 class ParameterError(ColaError):
-    """A notebook parameter has a value of the wrong kind, or cannot be read."""
+    """A notebook parameter has a value of the wrong kind, or cannot be read.
+
+    Examples
+    --------
+    >>> from cola_lib.book import ParameterError, parse_overrides
+    >>> try:
+    ...     parse_overrides(["n_draws"])
+    ... except ParameterError as error:
+    ...     print(error)
+    parameter 'n_draws' does not read name=value
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +124,13 @@ class Profile:
     variants : mapping of str to mapping
         More runs of the same notebooks, for another model say, each with a name and the parameters that differ; a
         notebook takes those that it has. What they make goes to a folder of that name.
+
+    Examples
+    --------
+    >>> from cola_lib.book import Profile
+    >>> profile = Profile("mine", "a quick look", "a minute", {"02_data_source": {"n_draws": 2}})
+    >>> list(profile.notebooks)
+    ['02_data_source']
     """
 
     name: str
@@ -120,6 +160,13 @@ class NotebookRun:
         Names of notebooks that it waits for, where they run too.
     variant : str
         Of the profile; empty for the profile's own parameters.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import NotebookRun
+    >>> NotebookRun(Path("notebooks/02_data_source.ipynb"), Path("out.ipynb"), {"n_draws": 2}).name
+    '02_data_source'
     """
 
     source: Path
@@ -143,7 +190,7 @@ def _within(variant: str, name: str) -> str:
 
 
 def read_profile(name: str, folder: Path) -> Profile:
-    """Read a profile.
+    r"""Read a profile.
 
     Parameters
     ----------
@@ -163,14 +210,27 @@ def read_profile(name: str, folder: Path) -> Profile:
         If there is no such profile, or the file has a key that no profile has.
     ColaError
         If the file is not YAML, or lacks a key.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import read_profile
+    >>> lines = ["about: a quick look", "takes: a minute", "notebooks: {02_data_source: {n_draws: 2}}"]
+    >>> _ = Path("mine.yml").write_text("\n".join(lines))
+    >>> read_profile("mine", Path(".")).notebooks
+    {'02_data_source': {'n_draws': 2}}
     """
     path = folder / f"{name}.yml"
-    if not path.is_file():
+    if not _is_file(path):
         known = [p.stem for p in folder.glob("*.yml")]
         if not known:
             raise ColaError(f"no profiles in {folder.resolve()}; run from the repository's root")
         raise UnknownNameError("profile", name, known, f"Profiles are the .yml files in {folder}")
-    content = _mapping(_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ColaError(f"{path} cannot be read: {error}") from error
+    content = _mapping(_yaml(text, str(path)), str(path))
     fields = {f.name for f in dataclasses.fields(Profile)} - {"name"}
     for key in content:
         if key not in fields:
@@ -178,12 +238,14 @@ def read_profile(name: str, folder: Path) -> Profile:
     for key in ("about", "takes", "notebooks"):
         if key not in content:
             raise ColaError(f"{path}: the key {key!r} is missing")
+    if wrong := misfit(Profile, {key: content[key] for key in ("about", "takes", "cell_timeout") if key in content}):
+        raise ColaError(f"{path}: {wrong}")
     notebooks = {
         str(notebook): _mapping(values or {}, f"{path}: notebook {notebook}")
         for notebook, values in _mapping(content["notebooks"], f"{path}: notebooks").items()
     }
     after = {
-        str(notebook): tuple(map(str, earlier))
+        str(notebook): tuple(map(str, _list(earlier, f"{path}: after {notebook}")))
         for notebook, earlier in _mapping(content.get("after") or {}, f"{path}: after").items()
     }
     order = list(notebooks)
@@ -222,6 +284,12 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     ------
     ParameterError
         If a pair has no ``=``, the value is not YAML, or a name stands twice.
+
+    Examples
+    --------
+    >>> from cola_lib.book import parse_overrides
+    >>> parse_overrides(["n_draws=5", "sources=[c4, notes.jsonl]"])
+    {'n_draws': 5, 'sources': ['c4', 'notes.jsonl']}
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -251,6 +319,16 @@ def declared_parameters(source: Path) -> dict[str, Any]:
     ------
     NotebookError
         If the file is no notebook, or the cell holds more than assignments of literals.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import declared_parameters
+    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
+    >>> declared_parameters(Path("small.ipynb"))
+    {'n_draws': 3}
     """
     cells = [c for c in _read_notebook(source).cells if PARAMETERS_TAG in c.metadata.get("tags", ())]
     if len(cells) > 1:
@@ -258,7 +336,7 @@ def declared_parameters(source: Path) -> dict[str, Any]:
     try:
         statements = ast.parse(cells[0].source).body if cells else []
         return dict(_assignment(statement) for statement in statements)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # all that ast may raise
         raise NotebookError(
             f"{source}: the cell tagged 'parameters' may only hold lines of the form name = literal: {error}"
         ) from error
@@ -303,6 +381,17 @@ def plan(
         If a value is of another kind than the notebook's default.
     NotebookError
         If a notebook cannot be read, or an output would replace its source.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan
+    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
+    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n_draws": 5})
+    >>> run.out.name, run.parameters
+    ('small.ipynb', {'n_draws': 5})
     """
     profile = profile or Profile("", "", "", {})
     runs = []
@@ -334,7 +423,7 @@ def plan(
 
 
 def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
-    """Execute a notebook and write it, whole or not at all.
+    r"""Execute a notebook and write it, whole or not at all.
 
     Parameters
     ----------
@@ -358,8 +447,22 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
 
     Notes
     -----
-    Execution times and paths are dropped from the metadata, so that the same run gives the same file.
+    Execution times and paths are dropped from the metadata, so that the same run gives the same file, but for its last
+    cell (see :func:`rerun_cell`).
     Progress bars are dropped from the outputs: they are for whoever waits, not for whoever reads.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan, run_notebook
+    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
+    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
+    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n": 5})
+    >>> seconds = run_notebook(run)
+    >>> nbformat.read("done/small.ipynb", as_version=4).cells[-1].outputs[0].text
+    '5\n'
     """
     start = time.monotonic()
     run.out.parent.mkdir(parents=True, exist_ok=True)
@@ -368,7 +471,9 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     try:
         executed = _execute(run, partial, progress)
         _require_complete(executed, run.source)
-        _write_notebook(_cleaned(executed), partial)
+        executed = _cleaned(executed)
+        executed.cells.append(rerun_cell(run, time.monotonic() - start))
+        _write_notebook(executed, partial)
         os.replace(partial, run.out)
         failed.unlink(missing_ok=True)
     except ExecutionError as error:
@@ -413,6 +518,18 @@ def run_notebooks(
     -----
     Small models gain little from threads: on two cores two notebooks with one thread each take less time than one
     after the other with two threads.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import nbformat
+    >>> from cola_lib.book import plan, run_notebooks
+    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
+    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
+    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
+    >>> runs = plan(["small"], folder=Path("."), out=Path("done"))
+    >>> [(run.name, seconds is not None) for run, seconds in run_notebooks(runs)]  # begun, then done
+    [('small', False), ('small', True)]
     """
     if jobs < 1:
         raise SpecError(f"jobs: at least 1, not {jobs}")
@@ -538,6 +655,68 @@ def _cleaned(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
+    """Write the papermill command that makes a notebook, for a shell in the repository's root.
+
+    Parameters
+    ----------
+    source : Path
+        Notebook; of its path the folder's name is kept.
+    parameters : mapping of str to Any
+        Values that replace the notebook's own.
+    """
+    # JSON is YAML, and its quotes are not the shell's
+    given = [shlex.quote(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in parameters.items()]
+    command = f"papermill {shlex.quote(f'{source.parent.name}/{source.name}')} out.ipynb"
+    return " \\\n  ".join([command, *(f"-y {each}" for each in given)])
+
+
+def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
+    """Say how a notebook was made: the command, the machine, the versions, and the time.
+
+    Parameters
+    ----------
+    run : NotebookRun
+        What ran.
+    seconds : float
+        How long.
+
+    Returns
+    -------
+    NotebookNode
+        A cell of Markdown for the end of the executed notebook.
+    """
+    import nbformat
+    import torch
+
+    from cola_lib.experiments import current_versions, device_name
+
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} of them for one notebook"
+    versions = ", ".join(f"{name} {version}" for name, version in current_versions().items())
+    number = run.source.stem.partition("_")[0]
+    text = f"""## Rerun this page
+
+From the root of the repository, with the package installed (`make setup`, or `pip install --editable '.[book]'`):
+
+```bash
+{rerun_command(run.source, run.parameters)}
+```
+
+What the command does not name has the value that the cell of parameters gives it; `-y 'name: value'` changes one.
+Results that the store already holds are read from it. `make notebook N={number}` opens the notebook in JupyterLab.
+
+| | this page was made |
+|---|---|
+| on | {device}, {cores} |
+| with | {versions} |
+| in | {seconds:.0f} s, on {datetime.now(UTC):%Y-%m-%d} |
+"""
+    cell = nbformat.v4.new_markdown_cell(text)
+    cell["id"] = RERUN
+    return cell
+
+
 def _without_progress(output: NotebookNode) -> NotebookNode | None:
     """Return an output without its progress bars, or None if nothing else was in it."""
     if WIDGET_MIME in output.get("data", {}):
@@ -556,7 +735,7 @@ def _without_progress(output: NotebookNode) -> NotebookNode | None:
 def _find(name: str, folder: Path) -> Path:
     """Path of a notebook by its name in ``folder``."""
     source = folder / f"{name}.ipynb"
-    if not source.is_file():
+    if not _is_file(source):
         known = [p.stem for p in folder.glob("*.ipynb")]
         if not known:
             raise NotebookError(f"no notebooks in {folder.resolve()}; run from the repository's root")
@@ -610,8 +789,17 @@ def _read_notebook(path: Path) -> NotebookNode:
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        version = (content.get("nbformat"), content.get("nbformat_minor")) if isinstance(content, dict) else ()
+        if version[:1] != (4,) or not isinstance(version[1], int):
+            raise NotebookError(f"{path} is not a Jupyter notebook of format 4; Jupyter saves an older one in it")
+        nbformat.validate(content)  # reading alone only logs what is wrong
+        return nbformat.reads(text, as_version=4)
+    except OSError as error:
+        raise NotebookError(f"{path} cannot be read: {error}") from error
+    # besides its own error: nbformat puts a notebook in order before it checks it
+    except (nbformat.ValidationError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise NotebookError(f"{path} is not a Jupyter notebook: {error}") from error
 
 
@@ -626,9 +814,9 @@ def _write_notebook(notebook: NotebookNode, path: Path) -> None:
 def _yaml(text: str, where: str) -> Any:
     """Parse YAML, saying where it stood if it is none."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{where}: {text.strip()!r} is not YAML: {error}") from error
+        return read_yaml(text)
+    except ValueError as error:
+        raise ParameterError(f"{where}: {error}") from error
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:
@@ -636,6 +824,21 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ColaError(f"{where}: expected a mapping, found {type(value).__name__}")
     return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    """Return ``value`` if it is a list."""
+    if not isinstance(value, list):
+        raise ColaError(f"{where}: expected a list, found {type(value).__name__}")
+    return value
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ColaError(f"{reprlib.repr(str(path))} cannot be looked up: {error}") from error
 
 
 def _plain_text(text: str) -> str:

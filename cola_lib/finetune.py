@@ -49,6 +49,12 @@ class TuneSpec:
     ----------
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685. Leaving surprising tokens out: Wu
     et al., "Mitigating Forgetting in LLM Fine-Tuning via Low-Perplexity Token Learning", arXiv 2501.14315.
+
+    Examples
+    --------
+    >>> from cola_lib.finetune import TuneSpec
+    >>> TuneSpec(steps=5, rank=2).alpha
+    16.0
     """
 
     steps: int = 20
@@ -81,6 +87,13 @@ class TuneReport:
         Share of the predicted tokens that counted.
     trained : int
         Parameters of the adapters.
+
+    Examples
+    --------
+    >>> from cola_lib.finetune import TuneReport
+    >>> report = TuneReport(losses=(2.0, 1.5), counted=1.0, trained=1024)
+    >>> report.losses[-1] < report.losses[0]
+    True
     """
 
     losses: tuple[float, ...]
@@ -105,6 +118,16 @@ def labels_of(lm: LanguageModel, rows: CalibrationSet, max_perplexity: float | N
     -------
     Tensor of shape (n_samples, seq_len), int64
         The token, or :data:`IGNORED` at padding, at the first token and at tokens that are too surprising.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.finetune import IGNORED, labels_of
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> labels = labels_of(lm, random_tokens_set(lm.tokenizer, 2, 16), max_perplexity=None)
+    >>> labels.shape, bool((labels[:, 0] == IGNORED).all())
+    (torch.Size([2, 16]), True)
     """
     labels = rows.input_ids.masked_fill(~rows.attention_mask, IGNORED)
     labels[:, 0] = IGNORED
@@ -147,6 +170,19 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
     Where a weight is zero, it was pruned: the adapter's product is multiplied by the mask of the other weights, in
     training and when it is folded in, so that a sparse model stays as sparse as it was. A quantized weight leaves its
     grid by what the adapter adds, as it does when an adapter is kept beside it.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.export import sparsity_of
+    >>> from cola_lib.finetune import TuneSpec, finetune
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> _ = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
+    >>> report = finetune(lm, random_tokens_set(lm.tokenizer, 4, 16), TuneSpec(steps=2, rank=2), progress=False)
+    >>> len(report.losses), sparsity_of(lm).sparsity
+    (2, 0.5)
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer

@@ -7,12 +7,12 @@ import os
 import posixpath
 from collections.abc import Sequence
 
-import fsspec
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from cola_lib.analysis import Finding, scorecard_markdown, scorecard_parts
-from cola_lib.errors import DataError, StoreError
+from cola_lib.errors import ColaError, DataError, StoreError
+from cola_lib.experiments.store import open_store
 
 FOLDER = "findings"
 """Folder below the store."""
@@ -36,11 +36,20 @@ def record(store: str | os.PathLike[str], notebook: str, findings: Sequence[Find
         If a finding has not been judged.
     StoreError
         If the store cannot be written.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family
+    >>> from cola_lib.verdicts import record, recorded
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> record("results", "03_sample_amount", judge_family([finding]))
+    >>> list(recorded("results"))
+    ['03_sample_amount']
     """
     bare = [finding.part for finding in findings if finding.verdict is None]
     if bare:
         raise DataError(f"{notebook}: {len(bare)} findings have no verdict, the first {bare[0]!r}: judge_family first")
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     folder = posixpath.join(root, FOLDER)
     text = json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
     try:
@@ -68,8 +77,19 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
     ------
     DataError
         If there is nothing, or something else.
+    StoreError
+        If the store cannot be read.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family
+    >>> from cola_lib.verdicts import record, recorded
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> record("results", "03_sample_amount", judge_family([finding]))
+    >>> [found.part for found in recorded("results")["03_sample_amount"]]
+    ['wanda · math']
     """
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     folder = posixpath.join(root, FOLDER)
     paths = sorted(fs.glob(posixpath.join(folder, "*.json"))) if fs.exists(folder) else []
     if not paths:
@@ -79,8 +99,10 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
         try:
             values = json.loads(fs.cat_file(path))
             found[posixpath.basename(path).removesuffix(".json")] = [Finding.from_dict(each) for each in values]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ColaError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} holds no findings ({error}); run its notebook again") from error
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}; mend its permissions") from error
     return found
 
 
@@ -91,8 +113,19 @@ def has_findings(store: str | os.PathLike[str]) -> bool:
     ----------
     store : str or path
         Folder or fsspec URL of the results.
+
+    Returns
+    -------
+    bool
+        Whether there are any.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import has_findings
+    >>> has_findings("an-empty-store")
+    False
     """
-    fs, root = fsspec.url_to_fs(os.fspath(store))
+    fs, root = open_store(os.fspath(store))
     return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
 
 
@@ -101,7 +134,7 @@ BEGIN, END = "<!-- scorecard -->", "<!-- end of scorecard -->"
 
 
 def with_scorecard(page: str, findings: Sequence[Finding]) -> str:
-    """Put the scorecard into a page, in the place of the one that is there.
+    r"""Put the scorecard into a page, in the place of the one that is there.
 
     Parameters
     ----------
@@ -110,10 +143,24 @@ def with_scorecard(page: str, findings: Sequence[Finding]) -> str:
     findings : sequence of Finding
         Judged, of all notebooks.
 
+    Returns
+    -------
+    str
+        The page with the table in it.
+
     Raises
     ------
     DataError
         If the page has no such place.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family
+    >>> from cola_lib.verdicts import BEGIN, END, with_scorecard
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> page = with_scorecard(f"# Mine\n{BEGIN}\n{END}\n", judge_family([finding]))
+    >>> "C1 Longer samples" in page
+    True
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -134,6 +181,14 @@ def verdict_table(findings: Sequence[Finding]) -> Styler:
     -------
     Styler
         One row per part: claim, part, the paper's number, ours with its 95 % interval, Holm's p-value, verdict.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family
+    >>> from cola_lib.verdicts import verdict_table
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> verdict_table(judge_family([finding])).data["verdict"].tolist()
+    ['reproduced']
     """
     table = scorecard_parts(findings)
     shown = pd.DataFrame(

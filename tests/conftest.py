@@ -8,16 +8,26 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# pytest --hypothesis-profile thorough --timeout 7200: twenty times as many inputs, where a test does not say how many
+settings.register_profile("thorough", max_examples=2000)
+
+ON_REQUEST = {
+    "interop": "runs llm-compressor and GPTQModel in environments of their own: `make interop`",
+    "browser": "opens the built book in a browser: `make check-book`",
+}
+"""Markers of tests that need more than `make test` makes, and what runs them."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs other tools' environments, which take minutes and 10 GB to make, unless it is asked for."""
-    if "interop" in config.option.markexpr:
-        return
-    skip = pytest.mark.skip(reason="runs llm-compressor and GPTQModel in environments of their own: `make interop`")
-    for item in items:
-        if item.get_closest_marker("interop"):
-            item.add_marker(skip)
+    """Leave out what needs other tools' environments, or a built book, unless it is asked for."""
+    for marker, reason in ON_REQUEST.items():
+        if marker in config.option.markexpr:
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

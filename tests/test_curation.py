@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -298,7 +299,39 @@ def test_embeddings_find_texts_of_a_kind_alike(pool, lm, kind):
     assert cosines[same & off].mean() > cosines[~same].mean() + 0.1
 
 
-def test_embeddings_that_are_not_there_are_named(pool, lm):
+@pytest.fixture(scope="module")
+def sentence_model(tmp_path_factory):
+    """A sentence-transformers model as one lies on a disk: a tiny BERT of random weights that averages its tokens."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("sentences")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,:()=+-/*"})]
+    words += [f"##{word}" for word in words[5:]]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder / "bert")
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    layers = [modules.Transformer(str(folder / "bert")), modules.Pooling(32)]
+    SentenceTransformer(modules=layers).save(str(folder / "model"))
+    return folder / "model"
+
+
+def test_a_sentence_embedding_model_reads_the_texts(pool, lm, sentence_model):
+    from sentence_transformers import SentenceTransformer
+
+    rows = pool.rows(lm.tokenizer, SEQ_LEN)
+    vectors = embed(f"sentence-transformers:{sentence_model}", lm, (pool, rows))[0]
+    expected = SentenceTransformer(str(sentence_model)).encode(list(rows.texts), normalize_embeddings=True)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    found = cover(pool, lm, aim(), seq_len=SEQ_LEN, embedding=f"sentence-transformers:{sentence_model}")
+    assert set(found.chosen) <= set(pool.samples)
+
+
+def test_embeddings_that_are_not_there_are_named(pool, lm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if it were not installed
     rows = pool.rows(lm.tokenizer, SEQ_LEN)
     with pytest.raises(UnknownNameError, match="unknown embedding 'modle'; nearest: model"):
         embed("modle", lm, (pool, rows))

@@ -143,3 +143,14 @@ def test_verdicts_are_told_apart_by_marker_and_long_intervals_end_in_an_arrow():
     points = {line.get_xdata()[0]: line.get_marker() for line in axis.lines if len(line.get_xdata()) == 1}
     assert {round(x, 3): m for x, m in points.items() if m not in "<>"} == {10: "o", 2: "D", -5: "D", -8: "X"}
     assert sorted(m for m in points.values() if m in "<>") == ["<", ">"]
+
+
+def test_stacked_bars_keep_their_unit_and_show_the_limit():
+    parts = pd.DataFrame(
+        [("a", "x", 3.0), ("a", "y", 30.0), ("b", "x", 4.0)],  # b has no y
+        columns=["row", "part", "value"],
+    )
+    axis = figures.stacked_bars(parts, row="row", part="part", value="value", xlabel="GB", limit=50.0).axes[0]
+    widths = {bar.get_label(): [patch.get_width() for patch in bar] for bar in axis.containers}
+    assert widths == {"x": [3.0, 4.0], "y": [30.0, 0.0]}
+    assert axis.lines[0].get_xdata()[0] == 50.0 and axis.get_xlim()[1] > 50.0

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -16,6 +21,7 @@ from cola_lib.errors import ColaError, SpecError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TOOLS = {"13_explore", "14_scaling"}  # pages to look something up with, and no chapters of the course
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yml"))
 PARAMETERS = 'n_draws = 3  # draws\nsources = [\n    "c4",\n    "math",\n]\nratio: float = 0.5\nlimit = None'
 
@@ -222,13 +228,37 @@ print("kept", file=sys.stderr)
     assert [p.name for p in run.out.parent.iterdir()] == [run.out.name]
 
 
+def without_rerun(notebook: bytes) -> dict:
+    """What an executed notebook holds above the cell that says when it ran, and how long."""
+    content = json.loads(notebook)
+    assert content["cells"].pop()["id"] == book.RERUN
+    return content
+
+
 def test_same_run_gives_the_same_file(tmp_path):
     source = write(tmp_path, "nb", "print(n_draws)")
     run = run_of(source, tmp_path / "out", n_draws=8)
     book.run_notebook(run)
     first = run.out.read_bytes()
     book.run_notebook(run)
-    assert run.out.read_bytes() == first
+    assert without_rerun(run.out.read_bytes()) == without_rerun(first)
+
+
+def test_the_command_at_the_end_makes_the_page_again(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    source = write(tmp_path / "notebooks", "07_nb", "print(n_draws, sources, ratio, limit)")
+    given = {"n_draws": 8, "sources": ["c4", "mbpp:language=all", "it's", "Züri"], "limit": "3"}
+    run = run_of(source, tmp_path / "out", **given)
+    book.run_notebook(run)
+    cell = nbformat.read(run.out, as_version=4).cells[-1]
+    (command,) = re.findall(r"```bash\n(.*?)\n```", cell.source, re.S)
+    for fact in ("make notebook N=07", f"torch {version('torch')}", " CPU cores", f"on {datetime.now(UTC):%Y-%m}"):
+        assert fact in cell.source
+    assert command.startswith("papermill notebooks/07_nb.ipynb out.ipynb")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    assert text_of(nbformat.read(tmp_path / "out.ipynb", 4)) == text_of(nbformat.read(run.out, 4))
+    assert "it's" in text_of(nbformat.read(run.out, 4))
 
 
 @pytest.mark.parametrize(
@@ -321,6 +351,17 @@ def test_unknown_kernel(tmp_path):
 # --------------------------------------------------------------------------------- the source notebooks
 
 
+def test_papermill_alone_runs_a_chapter(tmp_path):
+    """Somebody who knows papermill, and nothing of our commands, changes a parameter and runs a notebook elsewhere."""
+    source, store = ROOT / "notebooks" / "12_scorecard.ipynb", ROOT / "evidence"
+    command = [sys.executable, "-m", "papermill", str(source), "out.ipynb", "-p", "store", str(store)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
+    assert f"of {len(list((store / 'findings').iterdir()))} notebooks" in str(executed.cells[-1].outputs)
+
+
 def test_there_are_notebooks_and_a_quick_profile():
     assert SOURCES and "quick" in [p.stem for p in PROFILES]
 
@@ -339,7 +380,7 @@ def test_source_notebook(path):
     assert book.declared_parameters(path), "no cell is tagged 'parameters'"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.stem not in TOOLS], ids=lambda p: p.stem)
 def test_a_chapter_opens_and_closes_as_a_chapter_does(path):
     cells = nbformat.read(path, as_version=4).cells
     for promise in ("**You will learn**", "**You need**", "**It takes**"):

@@ -1,13 +1,8 @@
-"""Grids: what exists is read, what does not is computed once, and a kill costs at most one cell."""
+"""Grids: what exists is read, and what does not is computed once."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -217,68 +212,6 @@ def test_another_model_or_suite_is_another_cell(lm, sets, store):
     lm.model.model.norm.weight.data = lm.model.model.norm.weight.data * 1.5
     lm.weights_changed()
     assert grid(lm, sets, store).n_read == 0
-
-
-KILLED = """
-import json, os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-from cola_lib.experiments import ResultStore, runner
-from tests.test_runner import SPECS, SUITE, tiny_lm, tiny_set
-
-url, lm, rng = sys.argv[1], tiny_lm(), random.Random(0)
-sets = [tiny_set("band"), tiny_set("sand"), tiny_set("land")]
-
-def work():
-    store = ResultStore(url)
-    compute = runner._Grid._compute
-    def once(self, cell, *args):
-        assert cell.key not in store, "computed twice"
-        return compute(self, cell, *args)
-    runner._Grid._compute = once
-    runner.run_grid(lm, sets, SPECS, SUITE, store, progress=False)
-    assert not store.quarantined
-
-kills, held, status = 0, [], None
-while status != 0 and kills < 200:
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    time.sleep(rng.uniform(0.0, 0.12 + 0.01 * kills))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        sys.exit(1)
-    kills += status != 0
-    held.append(len(ResultStore(url)))
-print(json.dumps({"kills": kills, "held": held}))
-"""
-
-
-@pytest.mark.fault
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the processes that it kills")
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_computed_twice(lm, tmp_path):
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=env, cwd=root, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    assert told["kills"] > 0, "at least one process was killed before it was done"
-    assert told["held"] == sorted(told["held"]), "a cell that was there stayed there"
-    store = ResultStore(tmp_path / "killed")
-    assert len(store) == 2 + 2 * 3 and store.quarantined == []
-    sets = [tiny_set("band"), tiny_set("sand"), tiny_set("land")]
-    undisturbed = grid(lm, sets, ResultStore(tmp_path / "undisturbed"))
-    resumed = grid(lm, sets, store)
-    assert resumed.n_computed == 0
-    pd.testing.assert_frame_equal(resumed.frame, undisturbed.frame)
 
 
 # ----------------------------------------------------------------------- targets, sharing, spot checks

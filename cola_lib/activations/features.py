@@ -54,6 +54,16 @@ class Activations:
     DataError
         If the two come from different models, or from different texts where that can be told: statistics that
         were added up from several sets carry several fingerprints, and are taken on trust.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import collect_activations
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> found = collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
+    >>> found.inputs(["attn_in"]), found.spectrum(0, "attn_in").values.shape
+    ([(0, 'attn_in'), (1, 'attn_in')], torch.Size([32]))
     """
 
     pooled: PooledActivations
@@ -149,10 +159,25 @@ def collect_activations(
     progress : bool
         Show progress bars.
 
+    Returns
+    -------
+    Activations
+        Pooled vectors and statistics of the same texts.
+
     Raises
     ------
     NumericsError
         If the model fails on this set; the message names the layer.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import collect_activations
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> found = collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
+    >>> found.pooled.n_samples, found.statistics.n_tokens
+    (4, 64.0)
     """
     pooled = pooled_activations(lm, calibration, progress=progress)
     statistics = collect_statistics(lm, calibration, batch_size=batch_size, progress=progress)
@@ -193,6 +218,16 @@ def set_features(calibration: Activations, *, groups: Sequence[str] = GROUPS) ->
         If the architecture has no such group.
     NumericsError
         If a Gram matrix or a pooled vector cannot be measured; the message names the block.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import collect_activations, set_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> table = set_features(collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False))
+    >>> table.groupby("feature").size().to_dict()
+    {'channel_kurtosis': 4, 'effective_rank': 4, 'vendi_score': 3}
     """
     rows: list[tuple[str, int, str, float]] = []
     for block, group in calibration.inputs(groups):
@@ -236,6 +271,17 @@ def target_features(
         If there is no target, or one comes from another model, lacks some statistics, or has too few texts.
     NumericsError
         If a Gram matrix or a pooled vector cannot be measured; the message names the block.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import collect_activations, target_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> sets = [random_tokens_set(lm.tokenizer, 4, 16, seed) for seed in (0, 1)]
+    >>> calibration, target = (collect_activations(lm, rows, progress=False) for rows in sets)
+    >>> sorted(target_features(calibration, {"general": target})["feature"].unique())
+    ['coverage', 'frechet_distance', 'mmd', 'outlier_overlap', 'subspace_share']
     """
     inputs = calibration.inputs(groups)
     if not targets:

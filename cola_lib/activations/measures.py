@@ -93,6 +93,14 @@ class Spectrum:
         Eigenvalues as shares of the trace, descending; they sum to 1.
     basis : Tensor of shape (d, k), float64
         Eigenvectors of the ``k`` leading eigenvalues, in columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import Spectrum
+    >>> spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 4.0, 2.0])))
+    >>> spectrum.values.tolist()
+    [0.5714285714285714, 0.2857142857142857, 0.14285714285714285]
     """
 
     values: Tensor
@@ -170,6 +178,14 @@ def coverage(target: Tensor, calibration: Tensor) -> float:
     ----------
     Wei, Iyer and Bilmes, "Submodularity in Data Subset Selection and Active Learning", ICML 2015 (facility location);
     He et al., arXiv 2510.10618, on representativeness in activation space.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import coverage
+    >>> target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> coverage(target, torch.tensor([[2.0, 0.0]])), coverage(target, torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    (0.5, 1.0)
     """
     target, calibration = _two_sets(target, calibration, ("target", "calibration"))
     cosines = _directions(target, "target") @ _directions(calibration, "calibration").T  # (n_target, n_calibration)
@@ -215,6 +231,14 @@ def frechet_distance(a: Tensor, b: Tensor, n_components: int = 16) -> float:
     ----------
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
     arXiv 1706.08500, eq. 6; Chong and Forsyth, arXiv 1911.07023, on the bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import frechet_distance
+    >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    >>> round(frechet_distance(a, a), 6), round(frechet_distance(a, a + torch.tensor([3.0, 0.0])), 6)
+    (0.0, 9.0)
     """
     if n_components < 1:
         raise SpecError(f"n_components must be at least 1, and is {n_components}")
@@ -264,6 +288,15 @@ def mmd(a: Tensor, b: Tensor) -> float:
     References
     ----------
     Gretton et al., "A Kernel Two-Sample Test", JMLR 13, 2012, eq. 3 and sec. 8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import mmd
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> a, b = (torch.randn(64, 3, generator=chance) for _ in range(2))
+    >>> abs(mmd(a, b)) < 0.05 < mmd(a, b + 2)
+    True
     """
     a, b = _two_sets(a, b, ("a", "b"), at_least=2)
     pooled = torch.cat([a, b])
@@ -312,6 +345,13 @@ def vendi_score(vectors: Tensor) -> float:
     ----------
     Friedman and Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine Learning", arXiv 2210.02410,
     definition 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import vendi_score
+    >>> round(vendi_score(torch.eye(3)), 3), round(vendi_score(torch.ones(3, 2)), 3)
+    (3.0, 1.0)
     """
     X = _directions(_float64(vectors, "vectors"), "vectors")
     n, d = X.shape
@@ -349,6 +389,13 @@ def effective_rank(gram: Tensor | Spectrum) -> float:
     References
     ----------
     Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import effective_rank
+    >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.diag(torch.tensor([9.0, 1.0]))), 3)
+    (4.0, 1.384)
     """
     return _effective_number(_spectrum(gram).values)
 
@@ -379,6 +426,13 @@ def eigen_spectrum(gram: Tensor | Spectrum, n: int = 64) -> Tensor:
     ----------
     Jolliffe, "Principal Component Analysis", 2nd ed., 2002, sec. 6.1: the scree of explained shares, here of the
     energy about zero and not of the variance about the mean.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import eigen_spectrum
+    >>> eigen_spectrum(torch.diag(torch.tensor([1.0, 3.0, 4.0])), n=2)
+    tensor([0.5000, 0.3750], dtype=torch.float64)
     """
     if n < 1:
         raise SpecError(f"n must be at least 1, and is {n}")
@@ -428,6 +482,14 @@ def subspace_share(
     ----------
     Krzanowski, "Between-Groups Comparison of Principal Components", JASA 74, 1979: how much of one set lies in the
     span of another's leading components.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import subspace_share
+    >>> calibration, target = torch.diag(torch.tensor([5.0, 1.0])), torch.diag(torch.tensor([3.0, 1.0]))
+    >>> subspace_share(calibration, target, k=1)
+    0.75
     """
     target = _gram(target_gram, name)
     d = target.shape[0]
@@ -469,6 +531,13 @@ def outlier_channels(gram: Tensor, share: float = OUTLIER_SHARE) -> Tensor:
     ----------
     Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", arXiv 2208.07339, sec. 4.
     The reference takes single magnitudes above 6; a fixed share of channels does not depend on the model's scale.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import outlier_channels
+    >>> outlier_channels(torch.diag(torch.tensor([1.0, 90.0, 2.0, 40.0])), share=0.5)
+    tensor([1, 3])
     """
     energy = _energy(gram, "gram")
     return torch.argsort(energy, descending=True, stable=True)[: _count(share, len(energy))]
@@ -501,6 +570,15 @@ def outlier_overlap(calibration_gram: Tensor, target_gram: Tensor, share: float 
     References
     ----------
     Jaccard, "The distribution of the flora in the alpine zone", New Phytologist 11, 1912.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import outlier_overlap
+    >>> one = torch.diag(torch.tensor([9.0, 8.0, 1.0, 1.0]))
+    >>> other = torch.diag(torch.tensor([9.0, 1.0, 8.0, 1.0]))
+    >>> round(outlier_overlap(one, other, share=0.5), 3)
+    0.333
     """
     if calibration_gram.shape != target_gram.shape:
         raise DataError(
@@ -538,6 +616,13 @@ def channel_kurtosis(gram: Tensor) -> float:
     References
     ----------
     He et al., "Understanding and Minimising Outlier Features in Transformer Training", arXiv 2405.19279, eq. 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import channel_kurtosis
+    >>> channel_kurtosis(torch.eye(4)), channel_kurtosis(torch.diag(torch.tensor([1.0, 0.0, 0.0, 0.0])))
+    (1.0, 4.0)
     """
     energy = _energy(gram, "gram")
     energy = energy / energy.mean()  # squares of large sums stay in range

@@ -34,6 +34,18 @@ class PooledActivations:
     ------
     DataError
         If ``values`` has another shape or dtype, or does not have one row per entry of ``sample_ids``.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import pooled_activations
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> pooled = pooled_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
+    >>> pooled.n_samples, pooled.n_layers, pooled.d_model
+    (4, 2, 32)
+    >>> pooled.vectors().norm(dim=1).round(decimals=3).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
 
     values: Tensor
@@ -133,6 +145,15 @@ def pooled_activations(
     ------
     DataError, SpecError, NumericsError
         As in :func:`~cola_lib.activations.row_features`.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import pooled_activations
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> pooled_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False).values.shape
+    torch.Size([4, 2, 32])
     """
     probes = {"pooled": pooled_probe(range(len(lm.blocks)))}
     values = row_features(lm, calibration, probes, batch_tokens=batch_tokens, progress=progress)["pooled"]

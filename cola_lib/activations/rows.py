@@ -45,6 +45,19 @@ class Probe:
         the position of the block in ``blocks``; returns (n_rows, k), float32.
     add : bool
         Add the blocks' values up instead of keeping one for each.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import OUTPUT, Probe, row_features, token_mean
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> def energy(states, mask, place):
+    ...     return token_mean(states.square().mean(-1, keepdim=True), mask)
+    >>> loudness = Probe(OUTPUT, (0, 1), energy)
+    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
+    >>> row_features(lm, rows, {"loudness": loudness}, progress=False)["loudness"].shape
+    torch.Size([4, 2, 1])
     """
 
     where: str
@@ -70,6 +83,14 @@ def token_mean(states: Tensor, mask: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_rows, d), float32
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import token_mean
+    >>> states = torch.tensor([[[1.0], [3.0], [99.0]]])
+    >>> token_mean(states, torch.tensor([[True, True, False]])).tolist()
+    [[2.0]]
     """
     weights = (mask.float() / mask.sum(1, keepdim=True))[:, None]  # (n_rows, 1, seq_len)
     mean = torch.bmm(weights, states.float())[:, 0]  # reads the states once and writes no copy of them
@@ -90,6 +111,21 @@ def pooled_probe(blocks: Sequence[int]) -> Probe:
     ----------
     blocks : sequence of int
         Positions of the blocks.
+
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import pooled_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
+    >>> row_features(lm, rows, {"pooled": pooled_probe([0, 1])}, progress=False)["pooled"].shape
+    torch.Size([4, 2, 32])
     """
     return Probe(OUTPUT, tuple(blocks), lambda states, mask, _: token_mean(states, mask))
 
@@ -104,9 +140,25 @@ def projection_probe(blocks: Sequence[int], matrices: Tensor) -> Probe:
     matrices : Tensor of shape (n_blocks, d_model, k), float32
         The projection, cut into the rows that belong to each block.
 
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
     Notes
     -----
     Projecting block by block and adding up is the projection of what stands side by side, which is never made.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import projection_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> probe = projection_probe([0, 1], torch.randn(2, 32, 5))
+    >>> row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), {"place": probe}, progress=False)["place"].shape
+    torch.Size([4, 5])
     """
     if len(matrices) != len(blocks):
         raise SpecError(f"{len(blocks)} blocks need as many projection matrices, and there are {len(matrices)}")
@@ -125,6 +177,21 @@ def moments_probe(blocks: Sequence[int]) -> Probe:
     ----------
     blocks : sequence of int
         Positions of the blocks.
+
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import moments_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
+    >>> row_features(lm, rows, {"moments": moments_probe([1])}, progress=False)["moments"].shape
+    torch.Size([4, 1, 64])
     """
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
@@ -144,6 +211,21 @@ def energy_probe(where: str, blocks: Sequence[int]) -> Probe:
         Place.
     blocks : sequence of int
         Positions of the blocks.
+
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import energy_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
+    >>> row_features(lm, rows, {"energy": energy_probe("mlp_down", [0, 1])}, progress=False)["energy"].shape
+    torch.Size([4, 2, 64])
     """
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
@@ -161,6 +243,21 @@ def peak_probe(where: str, blocks: Sequence[int]) -> Probe:
         Place.
     blocks : sequence of int
         Positions of the blocks.
+
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import peak_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
+    >>> row_features(lm, rows, {"peak": peak_probe("attn_in", [0, 1])}, progress=False)["peak"].shape
+    torch.Size([4, 2, 32])
     """
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
@@ -181,6 +278,22 @@ def sketch_probe(where: str, blocks: Sequence[int], matrices: Tensor) -> Probe:
     matrices : Tensor of shape (n_blocks, d, m), float32
         Projections P: the triangle is that of PᵀXᵀXP, with off-diagonal entries times √2, so that the inner product
         of two rows' vectors is the Frobenius product of their projected Gram matrices.
+
+    Returns
+    -------
+    Probe
+        For :func:`row_features`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import row_features, sketch_probe
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> probe = sketch_probe("attn_in", [0, 1], torch.randn(2, 32, 3))
+    >>> row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), {"gram": probe}, progress=False)["gram"].shape
+    torch.Size([4, 2, 6])
     """
     m = matrices.shape[-1]
     row, column = torch.tril_indices(m, m)
@@ -250,6 +363,13 @@ def length_batches(lengths: Tensor, batch_tokens: int) -> list[Tensor]:
     -------
     list of Tensor, int64
         Positions of the rows of each batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.activations import length_batches
+    >>> [batch.tolist() for batch in length_batches(torch.tensor([5, 2, 9, 4]), batch_tokens=10)]
+    [[2], [0, 3], [1]]
     """
     order = torch.argsort(lengths, descending=True, stable=True)
     batches, start = [], 0
@@ -304,6 +424,17 @@ def row_features(
     -----
     No attention mask is passed: padding is on the right, and under causal attention what stands on the right of a
     token never reaches it. Attention kernels are faster without one.
+
+    Examples
+    --------
+    >>> from cola_lib.activations import peak_probe, pooled_probe, row_features
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> probes = {"mean": pooled_probe([1]), "peak": peak_probe("mlp_in", [0])}
+    >>> found = row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), probes, progress=False)
+    >>> {name: tuple(values.shape) for name, values in found.items()}
+    {'mean': (4, 1, 32), 'peak': (4, 1, 32)}
     """
     if not probes or not all(probe.blocks for probe in probes.values()):
         raise SpecError("there is no probe, or one that watches no block: nothing would be measured")

@@ -28,17 +28,20 @@ from cola_lib.analysis.claims import (
     c17_proxy,
     c18_robust,
     c19_cheap,
+    compare,
     findings_from_json,
     findings_to_json,
     judge_family,
     matters,
     overall,
+    register_claim,
     scorecard,
     scorecard_markdown,
     scorecard_parts,
     verdict,
 )
 from cola_lib.analysis.estimates import Estimate
+from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
 from cola_lib.analysis.league import Ranking, mean_ranks
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
@@ -62,6 +65,7 @@ from cola_lib.analysis.retention import (
     source_table,
 )
 from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
+from cola_lib.analysis.simulation import simulated_grid
 from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
 
@@ -71,6 +75,7 @@ __all__ = [
     "DOMAINS",
     "DIVERSITY",
     "MARGIN",
+    "NO_DATA",
     "REPRESENTATIVENESS",
     "SCORES",
     "BinnedCondition",
@@ -80,6 +85,7 @@ __all__ = [
     "Estimate",
     "Finding",
     "HeldOut",
+    "KEPT",
     "Options",
     "PermutationTest",
     "Ranking",
@@ -105,12 +111,15 @@ __all__ = [
     "c19_cheap",
     "c17_proxy",
     "cell_table",
+    "compare",
     "condition",
     "difference",
     "deployment_errors",
     "difference_table",
+    "gain_over",
     "gain_table",
     "estimate",
+    "explore_table",
     "findings_from_json",
     "findings_to_json",
     "held_out_correlation",
@@ -127,6 +136,7 @@ __all__ = [
     "proxy_table",
     "rank_correlations",
     "ratio",
+    "register_claim",
     "retention_table",
     "rng_of",
     "score_interval",
@@ -135,6 +145,7 @@ __all__ = [
     "scorecard",
     "scorecard_markdown",
     "scorecard_parts",
+    "simulated_grid",
     "source_matters",
     "source_share",
     "source_table",

@@ -37,6 +37,13 @@ class Estimate:
         Degrees of freedom of the two standard errors.
     scale : {"difference", "ratio"}
         Whether no effect is 0, or 1 with an interval for the logarithm.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Estimate
+    >>> gain = Estimate(0.05, 0.02, 0.08, se_draws=0.01, se_items=0.01, n_draws=5, n_items=60, dof_draws=4)
+    >>> round(gain.se, 3), gain.p_value < 0.05
+    (0.014, False)
     """
 
     value: float

@@ -27,6 +27,16 @@ class Ranking:
         Of there being no difference at all (Friedman).
     n_blocks : int
         Independent repetitions.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import mean_ranks
+    >>> scores = pd.DataFrame({"source": list("abc") * 4, "draw": [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3})
+    >>> scores = scores.assign(label="wanda", capability="math", value=[1.0, 2.0, 3.0] * 4)
+    >>> ranking = mean_ranks(scores)
+    >>> ranking.table["source"].tolist(), ranking.n_blocks
+    (['a', 'b', 'c'], 4)
     """
 
     table: pd.DataFrame
@@ -73,6 +83,15 @@ def mean_ranks(
     ----------
     Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7, 2006: Friedman's test with
     Nemenyi's critical difference.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import mean_ranks
+    >>> scores = pd.DataFrame({"source": ["cola", "random", "zipcal"] * 3, "draw": [0] * 3 + [1] * 3 + [2] * 3})
+    >>> scores = scores.assign(label="wanda", capability="math", value=[1.0, 1.2, 1.1, 1.0, 1.3, 1.2, 1.1, 1.2, 1.3])
+    >>> mean_ranks(scores).table[["source", "rank"]].round(2).to_dict("records")
+    [{'source': 'cola', 'rank': 1.0}, {'source': 'zipcal', 'rank': 2.33}, {'source': 'random', 'rank': 2.67}]
     """
     tasks = scores.pivot_table(index=[block, *within], columns=competitor, values=value, aggfunc="mean")
     n_competitors, n_blocks = tasks.shape[1], tasks.index.get_level_values(block).nunique()

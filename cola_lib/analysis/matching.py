@@ -28,6 +28,18 @@ def matched_gains(frame: pd.DataFrame) -> pd.DataFrame:
     ------
     DataError
         If nothing that is evaluated on has a mismatched source.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import matched_gains, simulated_grid
+    >>> conditions = [
+    ...     {"source": source, "capability": target, "loss": 0.05 if source == target else 0.10}
+    ...     for source in ("de", "fr")
+    ...     for target in ("de", "fr")
+    ... ]
+    >>> gains = matched_gains(simulated_grid(conditions))
+    >>> gains.loc[gains["source"] == gains["capability"], "value"].gt(0).all().item()
+    True
     """
     by = ["label", "source", "capability"]
     bits = cell_table(frame).groupby(by, sort=False, as_index=False)["value"].mean()

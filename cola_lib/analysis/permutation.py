@@ -35,6 +35,15 @@ class PermutationTest:
         Draws over all sources.
     exact : bool
         Whether all permutations were made, or a random sample of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.analysis import simulated_grid, source_matters
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> test = source_matters(frame[frame["method"] == "wanda"], rng=np.random.default_rng(0))
+    >>> test.n_sources, test.n_draws, test.exact, test.smallest_p < 0.05
+    (2, 10, True, True)
     """
 
     statistic: float
@@ -81,6 +90,14 @@ def source_matters(
     ------
     DataError
         If there are fewer than 2 sources or a source has fewer than 2 draws.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.analysis import simulated_grid, source_matters
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> source_matters(frame[frame["method"] == "wanda"], rng=np.random.default_rng(0)).p_value < 0.05
+    True
     """
     conditions = {name: condition(rows, score, draw=draw) for name, rows in frame.groupby(source, sort=True)}
     return permutation_test(_by_draw(conditions), rng=rng, n_resamples=n_resamples)
@@ -105,10 +122,24 @@ def permutation_test(
     n_resamples : int
         See :func:`source_matters`.
 
+    Returns
+    -------
+    PermutationTest
+        Of the variance between the means.
+
     Raises
     ------
     DataError
         If there are fewer than 2 sources or a source has fewer than 2 draws.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.analysis import permutation_test
+    >>> scores = {"c4": np.array([1.0, 1.1, 1.2]), "code": np.array([2.0, 2.1, 2.2])}
+    >>> test = permutation_test(scores, rng=np.random.default_rng(0))
+    >>> test.p_value == test.smallest_p, test.exact
+    (True, True)
     """
     if len(scores) < 2:
         raise DataError(f"a test between sources needs 2 of them, and the frame has {len(scores)}")
@@ -173,6 +204,12 @@ def holm(p_values: Mapping[str, float] | pd.Series) -> pd.Series:
     ------
     DataError
         If there is none, or one is not between 0 and 1.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import holm
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03}).to_dict()
+    {'a': 0.03, 'b': 0.06, 'c': 0.06}
     """
     series = pd.Series(p_values, dtype=float)
     if series.empty or not series.between(0, 1).all():

@@ -80,6 +80,14 @@ def proxy_table(
     -----
     Every layer's error is that of this layer alone, read by the untouched model: what errors do to the layers after
     them is left out.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import proxy_table
+    >>> layers = pd.DataFrame({"source": "c4", "draw": 0, "label": "wanda 50%", "cell": "1", "layer": ["q", "k"]})
+    >>> proxy_table(layers.assign(error_on_math=[0.1, 0.3]))[["source", "capability", "proxy"]].to_dict("records")
+    [{'source': 'c4', 'capability': 'math', 'proxy': 0.2}]
     """
     if average not in AVERAGES:
         raise UnknownNameError("average", str(average), AVERAGES)
@@ -134,6 +142,24 @@ def deployment_errors(
     ------
     DataError
         If the baseline lacks a draw, a method or a deployment that another strategy has.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import deployment_errors
+    >>> layers = pd.DataFrame(
+    ...     {
+    ...         "source": ["random", "cola"],
+    ...         "label": "wanda 50%",
+    ...         "target": "general",
+    ...         "draw": 0,
+    ...         "cell": ["1", "2"],
+    ...         "layer": "up_proj",
+    ...         "error_on_math": [0.10, 0.08],
+    ...     }
+    ... )
+    >>> deployment_errors(layers, {"general": {"math": 1.0}}, "random")[["source", "value"]].round(2).to_dict("records")
+    [{'source': 'random', 'value': 0.0}, {'source': 'cola', 'value': 0.2}]
     """
     everywhere = ""  # a table keyed by what is missing would lose the rows
     table = proxy_table(
@@ -191,6 +217,24 @@ def measure_table(features: pd.DataFrame, *, by: Sequence[str] = ("source", "dra
     ------
     DataError
         If there is no measure for a target, or a set lacks one that another has.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import measure_table
+    >>> features = pd.DataFrame(
+    ...     {
+    ...         "source": "c4",
+    ...         "draw": 0,
+    ...         "feature": ["vendi_score", "coverage", "coverage"],
+    ...         "block": [-1, 0, 1],
+    ...         "group": "output",
+    ...         "target": ["", "math", "math"],
+    ...         "value": [3.0, 0.5, 0.7],
+    ...     }
+    ... )
+    >>> measure_table(features)[["capability", "vendi_score", "coverage"]].round(2).to_dict("records")
+    [{'capability': 'math', 'vendi_score': 3.0, 'coverage': 0.6}]
     """
     rows = features[~features["feature"].isin(NOT_MEASURES)]
     whole = rows[rows["block"] < 0]  # ALL_BLOCKS of cola_lib.activations.features, which needs torch
@@ -255,6 +299,18 @@ def rank_correlations(
     ------
     DataError
         If a column or a value is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import rank_correlations
+    >>> chance = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"source": np.repeat(list("abcdef"), 3), "label": "wanda 50%", "capability": "math"})
+    >>> table["distance"] = np.arange(18) / 18
+    >>> table["loss"] = 0.1 + 0.2 * table["distance"] + chance.normal(0, 0.01, 18)
+    >>> rank_correlations(table, {"distance": 1})[["predictor", "n_cells", "n_groups"]].to_dict("records")
+    [{'predictor': 'distance', 'n_cells': 18, 'n_groups': 6}]
     """
     columns = [*predictors, outcome]
     for column in [*columns, groups, *by, *within]:
@@ -313,6 +369,12 @@ def needed_correlation(null: float, n_cells: int, n_groups: int, *, level: float
     float
         With the interval of :func:`cola_lib.analysis.spearman` at its narrowest, where sources agree as well as
         independent cells would. Not a number if even equal ranks would not do.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import needed_correlation
+    >>> round(needed_correlation(0.0, n_cells=30, n_groups=10), 2), round(needed_correlation(0.8, 30, 10), 2)
+    (0.43, 0.92)
     """
     if n_groups < MIN_GROUPS or n_cells < 4:
         return float("nan")

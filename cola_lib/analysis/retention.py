@@ -47,6 +47,16 @@ def score_table(
     -------
     pandas.DataFrame
         One row per condition: ``by``, and the fields of :class:`~cola_lib.analysis.bootstrap.Estimate`.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import score_table, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> score_table(frame)[["label", "source", "n_draws", "n_items"]]
+       label source  n_draws  n_items
+    0  dense    NaN        0       20
+    1  wanda     c4        5       20
+    2  wanda   code        5       20
     """
     rows = []
     for name, rows_of_one in _groups(_scored(frame, score), by):
@@ -95,6 +105,13 @@ def retention_table(
     ------
     DataError
         If the dense model's cell is not in the frame.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import retention_table, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> retention_table(frame)[["source", "label", "value"]].round(2).to_dict("records")
+    [{'source': 'c4', 'label': 'wanda', 'value': 0.91}, {'source': 'code', 'label': 'wanda', 'value': 0.96}]
     """
     frame = _scored(frame, score)
     untouched = {name: rows for name, rows in frame[frame["method"] == dense].groupby("capability")}
@@ -146,6 +163,14 @@ def difference_table(
     ------
     DataError
         If no condition has a baseline, or ``baseline`` names a column that is not in ``by``.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import difference_table, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> difference_table(frame, {"source": "c4"})[["source", "label", "capability", "value"]].round(2)
+      source  label capability  value
+    0   code  wanda       math  -0.04
     """
     options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
     return _compared(difference, frame, baseline, by, score, seed, **options)
@@ -160,7 +185,7 @@ def gain_table(
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Gain of each condition over a baseline that shares its other labels, as a share of the baseline's score.
+    r"""Gain of each condition over a baseline that shares its other labels, as a share of the baseline's score.
 
     Parameters
     ----------
@@ -181,6 +206,14 @@ def gain_table(
     ------
     DataError
         As in :func:`difference_table`, and as in :func:`cola_lib.analysis.bootstrap.ratio`.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import gain_table, simulated_grid, with_interval
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> gains = gain_table(frame, {"source": "c4"})
+    >>> with_interval(gains, ".0f", scale=100)[0].replace("\u00a0", " ")  # per cent of bits per byte
+    '5 [4, 6]'
     """
     table = _compared(ratio, frame, baseline, by, score, seed, **options)
     return table.assign(value=1 - table["value"], low=1 - table["high"], high=1 - table["low"])
@@ -248,6 +281,13 @@ def source_table(
     pandas.DataFrame
         One row per test: ``by``, the fields of :class:`~cola_lib.analysis.permutation.PermutationTest`, and
         ``p_holm``, adjusted for all tests in the table.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import simulated_grid, source_table
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> source_table(frame)[["label", "capability", "n_sources", "n_draws"]].to_dict("records")
+    [{'label': 'wanda', 'capability': 'math', 'n_sources': 2, 'n_draws': 10}]
     """
     rows = [
         {**name, **asdict(source_matters(one, score, rng=rng_of(seed, name), n_resamples=n_resamples))}
@@ -288,6 +328,14 @@ def cell_table(
     ------
     DataError
         If the dense model's cell is not in the frame, or two cells have the same labels.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import cell_table, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> table = cell_table(frame)
+    >>> len(table), table.groupby("source")["loss"].mean().round(2).to_dict()
+    (10, {'c4': 0.1, 'code': 0.05})
     """
     frame = _scored(frame, score)
     kind = score_named(score)

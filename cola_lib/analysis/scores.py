@@ -35,6 +35,14 @@ class Score:
         Whether it is a sum over bins of absolute values, see :class:`BinnedCondition`.
     where : str
         For which items it exists.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import score_named
+    >>> score = score_named("bits_per_byte")
+    >>> score.lower_is_better, score.columns
+    (True, ('nll', 'n_bytes'))
     """
 
     name: str
@@ -145,10 +153,21 @@ def score_named(name: str) -> Score:
     name : str
         One of :data:`SCORES`.
 
+    Returns
+    -------
+    Score
+        How its items add up.
+
     Raises
     ------
     UnknownNameError
         If there is none of that name.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import score_named
+    >>> score_named("accuracy").lower_is_better
+    False
     """
     if name not in SCORES:
         raise UnknownNameError("score", name, SCORES)
@@ -171,6 +190,14 @@ class Condition:
         Names, sorted.
     draws : tuple
         Names of the draws; empty for a condition without calibration data.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import condition, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> one = condition(frame[frame["source"] == "code"])
+    >>> one.n_draws, len(one.items), one.value().shape
+    (5, 20, (1,))
     """
 
     numerator: Array
@@ -253,6 +280,15 @@ class BinnedCondition(Condition):
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, eq. 3. Roelofs et al., "Mitigating Bias in
     Calibration Error Estimation", arXiv 2012.08668, on the bias.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.analysis import BinnedCondition
+    >>> gaps = np.array([[[2.0, 1.0]], [[-1.0, 0.0]]])  # two bins, one draw, two items
+    >>> condition = BinnedCondition(gaps, np.array([10.0, 10.0]), np.array([0, 0]), ("a", "b"), ("riddles",), (0,))
+    >>> condition.value().item()  # (|2 + 1| + |-1 + 0|) / 20
+    0.2
     """
 
     def by_task(self, draws: Array | None = None, items: Array | None = None) -> Array:
@@ -291,10 +327,23 @@ def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = 
     draw : str
         Column that names the draw. All missing means that the condition has no draws.
 
+    Returns
+    -------
+    Condition
+        Its scores by draw and item.
+
     Raises
     ------
     DataError
         If a draw has an item twice, or lacks one that another draw has, or nothing is left.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import condition, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> one = condition(frame[frame["source"] == "c4"])
+    >>> one.draws, one.tasks
+    ((0, 1, 2, 3, 4), ('math0', 'math1'))
     """
     kind = score_named(score)
     if frame.empty:

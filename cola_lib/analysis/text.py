@@ -26,9 +26,11 @@ def with_interval(table: pd.DataFrame, fmt: str = ".2f", *, scale: float = 1.0) 
 
     Examples
     --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import with_interval
     >>> one = pd.DataFrame({"value": [0.784], "low": [0.671], "high": [0.92]})
-    >>> with_interval(one, ".0f", scale=100)[0].replace(NO_BREAK, " ")
-    '78 [67, 92]'
+    >>> with_interval(one, ".0f", scale=100)[0].split()
+    ['78', '[67,', '92]']
     """
     parts = [scale * table[name] for name in ("value", "low", "high")]
     text = [f"{v:{fmt}} [{low:{fmt}}, {high:{fmt}}]" for v, low, high in zip(*parts, strict=True)]

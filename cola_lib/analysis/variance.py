@@ -49,6 +49,13 @@ def source_share(
     ----------
     Shrout and Fleiss, "Intraclass correlations: uses in assessing rater reliability", Psychological Bulletin 86,
     1979, case 1.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import simulated_grid, source_share
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> round(source_share(frame[frame["method"] == "wanda"]), 1)
+    1.0
     """
     conditions = [condition(rows, score, draw=draw) for _, rows in frame.groupby(source, sort=True)]
     counts = {one.n_draws for one in conditions}
@@ -114,6 +121,18 @@ def variance_components(
     References
     ----------
     Searle, Casella and McCulloch, *Variance Components*, 1992, chapters 4 and 6.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import simulated_grid, variance_components
+    >>> conditions = [
+    ...     {"source": source, "method": method, "loss": 0.05 + of_source + of_method}
+    ...     for source, of_source in {"c4": 0.0, "code": 0.04, "math": 0.08}.items()
+    ...     for method, of_method in {"wanda": 0.0, "gptq": 0.02, "rtn": 0.03}.items()
+    ... ]
+    >>> table = variance_components(simulated_grid(conditions))
+    >>> table["component"].tolist()
+    ['source', 'method', 'source x method', 'draw', 'residual', 'item', 'item x cell']
     """
     cells = _cells(frame, score, source, method, draw)
     losses = _losses(cells, condition(frame[frame["method"] == dense], score, draw=draw))
@@ -239,6 +258,18 @@ def source_versus_method(
     and items puts there (``unbiased`` in :func:`cola_lib.analysis.bootstrap.estimate`). The interval is over draws
     of each source, in common to all methods, and over items: sources and methods are those in the frame. Had
     others been chosen, the ratio of variances on so few degrees of freedom could have been almost anything.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.analysis import simulated_grid, source_versus_method
+    >>> conditions = [
+    ...     {"source": source, "method": method, "loss": 0.05 + of_source + of_method}
+    ...     for source, of_source in {"c4": 0.0, "code": 0.04, "math": 0.08}.items()
+    ...     for method, of_method in {"wanda": 0.0, "gptq": 0.01}.items()
+    ... ]
+    >>> source_versus_method(simulated_grid(conditions), rng=np.random.default_rng(0)).value > 0.5
+    True
     """
     cells = _cells(frame, score, source, method, draw)
     sources, methods = (sorted({key[axis] for key in cells}) for axis in (0, 1))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cola_lib.calibration.formats import Format, Wording
 from cola_lib.calibration.tokenization import Layout, Row, draw_samples, generator, lay_out
-from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_external, load_samples
+from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_packaged, load_samples
 from cola_lib.errors import DataError, OutputError, SpecError
 from cola_lib.fingerprint import fingerprint_tensors
 from cola_lib.folders import written_whole
@@ -63,6 +63,18 @@ class CalibrationSet:
     ------
     DataError
         If shapes disagree, a row is empty, or padding is not on the right.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = random_tokens_set(byte_tokenizer(), n_samples=4, seq_len=16)
+    >>> rows.n_samples, rows.seq_len, rows.n_tokens
+    (4, 16, 64)
+    >>> rows.split_rows(8).input_ids.shape
+    torch.Size([8, 8])
+    >>> rows.take([3, 0]).n_samples
+    2
     """
 
     input_ids: Tensor
@@ -383,6 +395,17 @@ def build_calibration_set(
         If a number is out of range, or the tokenizer has no chat template for format ``"chat"``.
     UnknownNameError
         If there is no such layout or format.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import build_calibration_set
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Practice makes perfect."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> rows = build_calibration_set(samples, byte_tokenizer(), n_samples=2, seq_len=16, layout="pad")
+    >>> print(rows.summary())
+    proverbs: 2 rows of 16 (pad; 2 proverbs), 32 effective tokens
     """
     if name is None:
         name = "+".join(dict.fromkeys(sample.source for sample in samples)) or "(no samples)"
@@ -470,6 +493,14 @@ def calibration_set(
     SpecError
         If there is no source, one comes twice, there are fewer rows than sources, or the tokenizer has no
         chat template for format ``"chat"``.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import calibration_set
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = calibration_set(["technical", "openbookqa"], byte_tokenizer(), n_samples=4, seq_len=16)
+    >>> rows.sources
+    ('technical', 'openbookqa', 'technical', 'openbookqa')
     """
     if not sources or len(set(sources)) < len(sources):
         raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
@@ -506,13 +537,24 @@ def source_samples(source: str, overlap: Literal["raise", "drop", "allow"] = "ra
     overlap : {"raise", "drop", "allow"}
         As in :func:`calibration_set`.
 
+    Returns
+    -------
+    list of Sample
+        Those that may be calibrated on.
+
     Raises
     ------
     DataError
         If it repeats evaluation items.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import source_samples
+    >>> {sample.domain for sample in source_samples("openbookqa")}
+    {'commonsense'}
     """
     samples = load_samples(source, "calibration")
-    if not is_external(source):
+    if is_packaged(source):
         return samples  # packaged halves are disjoint already
     if overlap == "raise":
         check_no_overlap(samples, evaluation_index(), what=f"source {source!r}")
@@ -544,6 +586,15 @@ def interleave(parts: Sequence[CalibrationSet], *, name: str | None = None) -> C
     ------
     SpecError
         If there are no parts, or they differ in ``seq_len``.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import interleave, random_tokens_set
+    >>> from cola_lib.models import byte_tokenizer
+    >>> a, b = (random_tokens_set(byte_tokenizer(), n, 8, seed=n) for n in (2, 4))
+    >>> mixed = interleave([a, b], name="a third of the first")
+    >>> mixed.n_samples, mixed.name
+    (6, 'a third of the first')
     """
     lengths = {part.seq_len for part in parts}
     if len(lengths) != 1:
@@ -596,6 +647,14 @@ def random_tokens_set(
     ------
     SpecError
         If ``n_samples`` or ``seq_len`` is below 1.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = random_tokens_set(byte_tokenizer(), n_samples=4, seq_len=16)
+    >>> rows.input_ids.shape, rows.layout
+    (torch.Size([4, 16]), 'random')
     """
     if n_samples < 1 or seq_len < 1:
         raise SpecError(f"n_samples and seq_len must be at least 1, and are {n_samples} and {seq_len}")

@@ -72,6 +72,15 @@ def formats_of(sample: Sample) -> tuple[str, ...]:
     -------
     tuple of str
         In the order of :data:`FORMATS`. Whether ``"chat"`` works depends on the tokenizer too.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import formats_of
+    >>> from cola_lib.data import Sample
+    >>> formats_of(Sample("1", "Still waters run deep.", "proverbs"))
+    ('text',)
+    >>> formats_of(Sample("2", "2 + 2? 4", "sums", question="2 + 2?", answer="4"))
+    ('text', 'question', 'question_answer', 'chat', 'few_shot')
     """
     return tuple(name for name, parts in _NEEDS.items() if all(_part(sample, part) for part in parts))
 

@@ -91,6 +91,15 @@ def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws
     ------
     SpecError
         If ``draw`` is not one of ``n_draws``.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import draw_samples
+    >>> from cola_lib.data import Sample
+    >>> pool = [Sample(str(i), f"text {i}", "numbers") for i in range(6)]
+    >>> first, second = (draw_samples(pool, seed=0, draw=draw, n_draws=2) for draw in (0, 1))
+    >>> len(first), len(second), {s.id for s in first} & {s.id for s in second}
+    (3, 3, set())
     """
     if not 0 <= draw < n_draws:
         raise SpecError(f"draw {draw} is not one of 0 to {n_draws - 1}: n_draws is {n_draws}")

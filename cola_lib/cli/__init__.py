@@ -5,7 +5,7 @@ everything that can be refused is refused before any work is done. Results go to
 and messages to standard error. Exit status: 0 done, 1 a notebook failed, 2 bad input.
 """
 
-from cola_lib.cli import book, compress, curate, data, evaluate
+from cola_lib.cli import book, compress, curate, data, evaluate, sweep
 from cola_lib.cli.app import app, main
 
 for command in (  # in the order of `cola --help`
@@ -15,6 +15,7 @@ for command in (  # in the order of `cola --help`
     curate.inspect,
     compress.compress,
     evaluate.evaluate,
+    sweep.sweep,
     book.notebook,
     book.claims,
     book.pack,

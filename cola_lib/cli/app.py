@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cola_lib.errors import ColaError
+from cola_lib.plugins import load_plugins
 
 BAD_INPUT = 2
 NOTEBOOK_FAILED = 1
@@ -63,10 +64,19 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            help="Module, or .py file, that registers sources, methods or strategies of your own; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
 ) -> None:
     # typer takes its --help from the Typer object; what stands here runs before every command
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cola_lib").setLevel(logging.INFO)
+    load_plugins(plugin or [])
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def claims(
         try:
             page = with_scorecard(into.read_text(encoding="utf-8"), findings)
             into.write_text(page, encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise OutputError(f"cannot write the scorecard into {into}: {error}") from error
     table = scorecard_parts(findings) if parts else scorecard(findings)
     if as_json:

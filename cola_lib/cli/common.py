@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ def load(model: str, *, device: str, dtype: str, stream: bool = False, scratch: 
     return load_model(model, device=device, dtype=dtype, stream=stream, scratch=scratch)
 
 
-def check_name(kind: str, name: str, known: Sequence[str]) -> None:
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
     """Refuse a name that is not ``known``."""
     if name not in known:
         raise UnknownNameError(kind, name, known)

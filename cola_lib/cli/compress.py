@@ -316,13 +316,13 @@ def compress(
 
 def _spec(method: str, given: dict[str, Any]) -> Spec:
     """Turn the options that were given into a specification, refusing those that the method does not read."""
-    from cola_lib.compress import FACTORIZERS, METHODS, PRUNERS, method_spec
+    from cola_lib.compress import METHODS, LowRankSpec, PruneSpec, method_spec
 
     check_name("method", method, METHODS)
     does, allowed = "quantizes", (*QUANTIZING, *OWN.get(method, ()))
-    if method in PRUNERS:
+    if issubclass(METHODS[method], PruneSpec):
         does, allowed = "prunes", PRUNING
-    elif method in FACTORIZERS:
+    elif issubclass(METHODS[method], LowRankSpec):
         does, allowed = "factorizes", FACTORIZING
     for name in given:
         if name not in allowed:

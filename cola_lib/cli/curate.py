@@ -165,7 +165,7 @@ def inspect(
 
 def _strategy_options(given: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs."""
-    import yaml
+    from cola_lib.plain import read_yaml
 
     options = {}
     for text in given:
@@ -173,17 +173,18 @@ def _strategy_options(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise SpecError(f"--option is written NAME=VALUE, not {text!r}")
         try:
-            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"--option {name}: {value!r} is no YAML value") from error
+            options[name.strip().replace("-", "_")] = read_yaml(value)
+        except ValueError as error:
+            raise SpecError(f"--option {name}: {error}") from error
     return options
 
 
 def _show_set(facts: dict[str, Any]) -> None:
     """Print what is known of a curated set."""
     about = facts["set"]
-    options = "".join(f", {name} = {value}" for name, value in facts["options"].items())
-    typer.echo(f"  {facts['strategy']}{options}; target {facts['target']}; seed {facts['seed']}")
+    options = "".join(f", {name} = {value}" for name, value in facts.get("options", {}).items())
+    how = facts.get("strategy", "by hand")
+    typer.echo(f"  {how}{options}; target {facts.get('target')}; seed {facts.get('seed')}")
     typer.echo(
         f"  {about['rows']:,} rows of at most {about['seq_len']:,} tokens, {about['effective_tokens']:,} effective "
         f"tokens, {about['token_types']:,} types; {about['repeated_4grams']:.1%} of 4-grams repeated"

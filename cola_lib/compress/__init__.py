@@ -2,7 +2,7 @@
 
 from cola_lib.compress.api import CompressionReport, compress, restored, settle
 from cola_lib.compress.awq import awq, awq_clip, awq_scale
-from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
+from cola_lib.compress.block import BlockUpdate, LayerReport, Problem, Solution, compress_block, register_method
 from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
 from cola_lib.compress.gptq import gptq
 from cola_lib.compress.lowrank import joint_lowrank
@@ -23,6 +23,7 @@ from cola_lib.compress.specs import (
     SmoothQuantSpec,
     Spec,
     method_spec,
+    spec_class,
 )
 from cola_lib.compress.wanda import wanda
 
@@ -36,10 +37,12 @@ __all__ = [
     "LayerReport",
     "LowRankSpec",
     "OnGrid",
+    "Problem",
     "PruneSpec",
     "QuantSpec",
     "QuantizedWeight",
     "SmoothQuantSpec",
+    "Solution",
     "Spec",
     "awq",
     "awq_clip",
@@ -53,6 +56,8 @@ __all__ = [
     "joint_lowrank",
     "magnitude",
     "method_spec",
+    "register_method",
+    "spec_class",
     "restored",
     "ria",
     "rounding_of",

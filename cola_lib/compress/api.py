@@ -55,6 +55,19 @@ class CompressionReport:
         Where it ran.
     quantized : mapping of str to QuantizedWeight
         Codes, scales and zero points by qualified name of the layer, where they were to be kept.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> calibration = random_tokens_set(lm.tokenizer, n_samples=4, seq_len=32)
+    >>> report = compress(lm, method_spec("wanda", sparsity=0.5), calibration, progress=False)
+    >>> report.spec.label, len(report.layers), report.sparsity, report.n_tokens
+    ('wanda 50%', 14, 0.5, 128.0)
+    >>> sorted(report.to_dict())[:4]
+    ['calibration', 'calibration_set', 'device', 'label']
     """
 
     spec: Spec
@@ -102,6 +115,24 @@ def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
     ----------
     lm : LanguageModel
         The originals are kept, not copied, while the block runs.
+
+    Yields
+    ------
+    LanguageModel
+        The same.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec, restored
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> before = lm.fingerprint
+    >>> with restored(lm):
+    ...     report = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
+    ...     lm.fingerprint == before
+    False
+    >>> lm.fingerprint == before
+    True
     """
     before = lm.weights()
     try:
@@ -148,6 +179,13 @@ def settle(lm: LanguageModel, spec: Spec) -> Spec:
     ------
     SpecError
         If a group size or pattern does not divide the model's layer widths.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec, settle
+    >>> from cola_lib.models import tiny_model
+    >>> settle(tiny_model(), method_spec("rtn", bits=4)).group_size
+    32
     """
     layers = [lm.blocks[0].get_submodule(name) for name in lm.architecture.layers]
     widths = {layer.in_features for layer in layers}
@@ -270,6 +308,17 @@ def compress(
         If the arguments contradict each other or the model's shape.
     NumericsError
         If a weight or an input is not finite or a Hessian is singular; the message names the layer.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> calibration = random_tokens_set(lm.tokenizer, n_samples=4, seq_len=32)
+    >>> report = compress(lm, method_spec("gptq", bits=3, group_size=16), calibration, progress=False)
+    >>> report.spec.label, len(report.layers), report.calibration == (calibration.fingerprint,)
+    ('gptq 3-bit', 14, True)
     """
     _check_arguments(lm, spec, calibration, statistics)
     if keep_codes and not isinstance(spec, QuantSpec):

@@ -59,6 +59,19 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     ----------
     Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
     arXiv 2306.00978, eq. 4 and 5; ``auto_scale.py`` of mit-han-lab/llm-awq.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import awq_scale, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> scale = awq_scale(W, stats, method_spec("awq", bits=2, group_size=4))
+    >>> scale.shape, bool((scale > 0).all())
+    (torch.Size([4]), True)
     """
     importance = _tied(stats.abs_mean(), rows)
     best, least = torch.ones_like(importance), float("inf")
@@ -91,6 +104,19 @@ def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
     References
     ----------
     ``auto_clip.py`` of mit-han-lab/llm-awq.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import awq_clip, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> clipped = awq_clip(W, stats.gram, method_spec("awq", bits=2, group_size=4))
+    >>> bool((clipped.abs() <= W.abs()).all())
+    True
     """
     groups = in_groups(W, spec.group_size)  # (d_out, n_groups, g)
     n_groups, size = groups.shape[1:]
@@ -141,6 +167,19 @@ def awq(
         Values on the grid, for the scaled input.
     scale : Tensor of shape (d_in,), or None
         What the input must be divided by; ``None`` if not ``scalable``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import awq, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> rounded, scale = awq([W], stats, method_spec("awq", bits=3, group_size=4))
+    >>> rounded[0].shape, scale.shape
+    (torch.Size([2, 4]), torch.Size([4]))
     """
     rounded, scale = awq_on_grid(weights, stats, spec, scalable=scalable, rows=rows, clipped=clipped)
     return [each.values for each in rounded], scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
 from cola_lib.compress.sparsegpt import sparsegpt
-from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec
+from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec, enter
 from cola_lib.compress.wanda import wanda
 from cola_lib.errors import NumericsError
 from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
+from cola_lib.revisions import REVISIONS
 from cola_lib.statistics import InputStatistics, gram_matrix
 
 
@@ -51,6 +52,17 @@ class LayerReport:
         Time spent on the layer; layers solved together share it evenly.
     target_error : mapping of str to float
         The same share as ``output_error``, on the inputs of each target.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> calibration = random_tokens_set(lm.tokenizer, n_samples=4, seq_len=32)
+    >>> report = compress(lm, method_spec("wanda", sparsity=0.5), calibration, progress=False).layers[0]
+    >>> report.layer, report.sparsity, 0 < report.output_error < 1
+    ('model.layers.0.self_attn.q_proj', 0.5, True)
     """
 
     layer: str
@@ -79,6 +91,16 @@ class BlockUpdate:
     rounding : dict of str to InputRounding
         By the layer's name relative to the block: how it rounds its input from now on. Empty where activations stay
         as they are.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress_block, method_spec
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> spec = method_spec("magnitude", sparsity=0.5)
+    >>> update = compress_block(lm.blocks[0], "model.layers.0", None, spec, lm.architecture, lm.model.config)
+    >>> len(update.values), update.reports[0].layer
+    (7, 'model.layers.0.self_attn.q_proj')
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -103,6 +125,17 @@ class Problem:
         Their row in the architecture table.
     config : PretrainedConfig
         The model's.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import Problem
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> group = lm.architecture.groups[0]
+    >>> weights = [lm.blocks[0].get_submodule(layer).weight.float() for layer in group.layers]
+    >>> problem = Problem(weights, list(group.layers), None, group, lm.model.config)
+    >>> [tuple(W.shape) for W in problem.weights]
+    [(32, 32), (16, 32), (16, 32)]
     """
 
     weights: list[Tensor]
@@ -123,6 +156,14 @@ class Solution(NamedTuple):
         What the input has to be divided by.
     rounded : list of OnGrid, or None
         The new weights with their grids, from quantizers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import Solution
+    >>> solution = Solution([torch.zeros(2, 4)])
+    >>> solution.scale is None, solution.rounded is None
+    (True, True)
     """
 
     weights: list[Tensor]
@@ -200,7 +241,10 @@ def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
     return Solution(weights)
 
 
-SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
+Solver = Callable[[Problem, Any], Solution]
+"""What a method is: it solves a :class:`Problem` as a specification of its own class says."""
+
+SOLVERS: dict[str, Solver] = {
     "magnitude": _magnitude,
     "rtn": _rtn,
     "wanda": _wanda,
@@ -211,6 +255,55 @@ SOLVERS: dict[str, Callable[[Problem, Spec], Solution]] = {
     "smoothquant": _smoothquant,
     "joint_lowrank": _joint_lowrank,
 }
+
+
+def register_method(name: str, kind: type[Spec] = PruneSpec, *, revision: int = 1) -> Callable[[Solver], Solver]:
+    """Enter a method of your own; a decorator of the function that solves one :class:`Problem`.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`method_spec` and the command line take it.
+    kind : type
+        Class of its specifications: :class:`PruneSpec`, :class:`QuantSpec`, or a subclass with options of its own,
+        which it adds to ``key()``. Pruners and quantizers are told apart by it.
+    revision : int
+        Raise it when the method's numbers change: stored results that used it are then computed again.
+
+    Returns
+    -------
+    callable
+        The decorator, which returns the function as it is.
+
+    Raises
+    ------
+    SpecError
+        If there is a method of that name.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import Solution, compress, method_spec, register_method
+    >>> from cola_lib.compress.masks import prune_mask
+    >>> from cola_lib.models import tiny_model
+    >>> @register_method("quiet")
+    ... def quiet(problem, spec):
+    ...     norm = problem.stats.input_norm()  # of inputs alone, whatever their weights
+    ...     masks = [prune_mask(norm.expand_as(W), spec, per_row=True) for W in problem.weights]
+    ...     return Solution([W.masked_fill(mask, 0) for W, mask in zip(problem.weights, masks)])
+    >>> lm = tiny_model()
+    >>> calibration = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> compress(lm, method_spec("quiet", sparsity=0.25), calibration, progress=False).sparsity
+    0.25
+    """
+
+    def entered(solve: Solver) -> Solver:
+        enter(name, kind)
+        REVISIONS[name] = revision
+        SOLVERS[name] = solve
+        return solve
+
+    return entered
 
 
 def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig) -> Tensor:
@@ -352,6 +445,18 @@ def compress_block(
         If the method reads the largest magnitudes of channels, and the statistics do not hold them.
     NumericsError
         If a weight is not finite, or a Hessian is singular; the message names the layer.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import compress_block, method_spec
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import walk
+    >>> lm, spec = tiny_model(), method_spec("wanda", pattern="2:4")
+    >>> step = next(walk(lm, random_tokens_set(lm.tokenizer, 4, 32), progress=False))
+    >>> update = compress_block(step.block, step.name, step.statistics, spec, lm.architecture, lm.model.config)
+    >>> update.values["mlp.up_proj.weight"].eq(0).float().mean().item()
+    0.5
     """
     update = BlockUpdate()
     folds: list[tuple[Producer, Tensor]] = []

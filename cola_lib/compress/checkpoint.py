@@ -30,11 +30,22 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
     overwrite : bool
         Whether to replace what is there.
 
+    Returns
+    -------
+    Path
+        Of the folder, absolute.
+
     Raises
     ------
     OutputError
         If it exists and may not be replaced or was not written by :func:`save_checkpoint`, or if its parent cannot
         hold it.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import check_output
+    >>> check_output("new-folder", overwrite=False).name
+    'new-folder'
     """
     out = Path(out)
     if out.exists() and not overwrite:
@@ -67,6 +78,12 @@ def check_dense(lm: LanguageModel) -> None:
     ------
     SpecError
         If its layers round their inputs, of which an ordinary checkpoint would lose every trace.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import check_dense
+    >>> from cola_lib.models import tiny_model
+    >>> check_dense(tiny_model())  # silent: its weights are all there is to it
     """
     if lm.input_rounding:
         raise SpecError(
@@ -106,6 +123,16 @@ def save_checkpoint(
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
     SpecError
         If the model rounds its activations: a file of weights cannot say so.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec, save_checkpoint
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> report = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
+    >>> folder = save_checkpoint(lm, report, "pruned")
+    >>> sorted(path.name for path in folder.glob("*.json"))
+    ['config.json', 'generation_config.json', 'report.json', 'tokenizer.json', 'tokenizer_config.json']
     """
     check_dense(lm)
     needed = sum(p.numel() * p.element_size() for p in lm.model.parameters())
@@ -126,6 +153,17 @@ def write_report(report: CompressionReport, folder: Path, **more: Any) -> None:
         Of the checkpoint.
     **more
         Further entries, as plain data.
+
+    Examples
+    --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> from cola_lib.compress import compress, method_spec, write_report
+    >>> from cola_lib.models import tiny_model
+    >>> report = compress(tiny_model(), method_spec("magnitude", sparsity=0.5), progress=False)
+    >>> write_report(report, Path("."), note="for the record")
+    >>> json.loads(Path("report.json").read_text())["note"]
+    'for the record'
     """
     (folder / REPORT).write_text(json.dumps(report.to_dict() | more, indent=1) + "\n", encoding="utf-8")
 
@@ -152,6 +190,15 @@ def checkpoint_folder(out: str | os.PathLike[str], *, needed: int, overwrite: bo
     ------
     OutputError
         If the folder exists and may not be replaced, or the disk is full.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.compress import checkpoint_folder
+    >>> with checkpoint_folder("checkpoint", needed=100, overwrite=False) as folder:
+    ...     _ = (folder / "config.json").write_text("{}")
+    >>> Path("checkpoint/config.json").read_text()
+    '{}'
     """
     out = check_output(out, overwrite=overwrite)
     try:

@@ -100,6 +100,19 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     ----------
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
     arXiv 2210.17323, algorithm 1; ``gptq.py`` of IST-DASLab/gptq.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import gptq, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> rounded = gptq(W, stats, method_spec("gptq", bits=2, group_size=4))
+    >>> [row.unique().numel() <= 4 for row in rounded]
+    [True, True]
     """
     return gptq_on_grid(W, stats, spec, layer).values
 

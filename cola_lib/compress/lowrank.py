@@ -24,14 +24,23 @@ def joint_lowrank(weights: list[Tensor], spec: LowRankSpec) -> list[Tensor]:
         The approximations, multiplied out: row blocks of U_k S_k V_kᵀ, the best rank-k approximation of the stacked
         weights in squared error (Eckart and Young).
 
-    References
-    ----------
-    Peng et al., "Data-free Weight Compress and Denoise for Large Language Models", arXiv 2402.16319.
-
     Notes
     -----
     The stacking, and a rank for each pair from the share of parameters to keep, are our reading of the paper's text,
     whose details could not be had.
+
+    References
+    ----------
+    Peng et al., "Data-free Weight Compress and Denoise for Large Language Models", arXiv 2402.16319.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import LowRankSpec, joint_lowrank
+    >>> queries, keys = torch.randn(8, 6), torch.randn(4, 6)
+    >>> low = joint_lowrank([queries, keys], LowRankSpec(keep=0.5))
+    >>> torch.linalg.matrix_rank(torch.cat(low)).item()
+    2
     """
     stacked = torch.cat(weights)
     U, S, Vh = torch.linalg.svd(stacked.double(), full_matrices=False)

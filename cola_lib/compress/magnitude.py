@@ -26,5 +26,12 @@ def magnitude(W: Tensor, spec: PruneSpec) -> Tensor:
     References
     ----------
     Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv 1506.02626.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import magnitude, method_spec
+    >>> magnitude(torch.tensor([[0.5, -2.0], [1.0, 0.25]]), method_spec("magnitude", sparsity=0.5)).tolist()
+    [[0.0, -2.0], [1.0, 0.0]]
     """
     return W.masked_fill(prune_mask(W.abs(), spec, per_row=False), 0)

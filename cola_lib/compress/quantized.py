@@ -23,6 +23,16 @@ class OnGrid(NamedTuple):
         Of tensors of shape (d_out, n_groups).
     group_index : Tensor of shape (d_in,), int64, or None
         Group of each column; ``None`` where groups are neighbouring columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import OnGrid
+    >>> from cola_lib.compress.grid import Grid
+    >>> grid = Grid(scale=torch.tensor([[0.5]]), low=torch.tensor([[-1.0]]), high=torch.tensor([[2.0]]))
+    >>> rounded = OnGrid(torch.tensor([[-0.5, 1.0]]), grid)
+    >>> (rounded.values / rounded.grid.scale).tolist()
+    [[-1.0, 2.0]]
     """
 
     values: Tensor
@@ -64,6 +74,20 @@ class QuantizedWeight:
         ``d_in / n_groups`` neighbouring columns.
     divisor : Tensor of shape (d_out,), float32, or None
         What AWQ divided the rows by after rounding, because it multiplied the inputs of the next layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import QuantizedWeight
+    >>> weight = QuantizedWeight(
+    ...     codes=torch.tensor([[0, 1, 3]], dtype=torch.uint8),
+    ...     scale=torch.tensor([[0.5]]),
+    ...     zero=torch.tensor([[1]], dtype=torch.uint8),
+    ...     bits=2,
+    ...     symmetric=False,
+    ... )
+    >>> weight.dequantize(torch.float32).tolist()
+    [[-0.5, 0.0, 1.0]]
     """
 
     codes: Tensor

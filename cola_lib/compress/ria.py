@@ -37,6 +37,19 @@ def ria(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     ----------
     Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024;
     ``prune.py`` of biomedical-cybernetics/Relative-importance-and-activation-pruning.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import method_spec, ria
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> pruned = ria(W, stats, method_spec("ria", sparsity=0.5))
+    >>> int((pruned == 0).sum())
+    4
     """
     magnitude = W.abs()
     score = _shares(magnitude, dim=0) + _shares(magnitude, dim=1)  # of its column (an input) and of its row (an output)

@@ -23,6 +23,14 @@ def rtn(W: Tensor, spec: QuantSpec) -> Tensor:
     -------
     Tensor of shape (d_out, d_in)
         Values on the grid.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import method_spec, rtn
+    >>> spec = method_spec("rtn", bits=2, group_size=4)
+    >>> rtn(torch.tensor([[-1.0, 0.1, 0.9, 2.0]]), spec)
+    tensor([[-1.0000,  0.0000,  1.0000,  2.0000]])
     """
     return rtn_on_grid(W, spec).values
 

@@ -55,6 +55,13 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     ----------
     Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
     arXiv 2211.10438, eq. 4; ``smooth.py`` of mit-han-lab/smoothquant.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import smoothquant_scale
+    >>> smoothquant_scale(torch.tensor([[1.0, 0.25]]), abs_max=torch.tensor([4.0, 16.0]), alpha=0.5).tolist()
+    [2.0, 8.0]
     """
     activations, weights = _tied_max(abs_max, rows), _tied_max(W.abs().amax(0), rows)
     scale = activations.pow(alpha) / weights.clamp(min=LEAST).pow(1 - alpha)
@@ -110,6 +117,17 @@ def smoothquant(
     References
     ----------
     Xiao et al., arXiv 2211.10438; ``smooth.py`` and ``fake_quant.py`` of mit-han-lab/smoothquant.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import method_spec, smoothquant
+    >>> from cola_lib.statistics import InputStatistics
+    >>> stats = InputStatistics.empty(3)
+    >>> stats.update(torch.tensor([[1.0, 50.0, 2.0], [-2.0, 40.0, 1.0]]))  # the middle channel is an outlier
+    >>> rounded, scale = smoothquant([torch.ones(2, 3)], stats, method_spec("smoothquant"), layer="up_proj")
+    >>> scale
+    tensor([1.4142, 7.0711, 1.4142])
     """
     rounded, scale = smoothquant_on_grid(weights, stats, spec, layer=layer, scalable=scalable, rows=rows)
     return [each.values for each in rounded], scale
@@ -173,6 +191,12 @@ def rounding_of(stats: ChannelSums | None, spec: QuantSpec, layer: str, scale: T
         If a fixed range would be empty.
     DataError
         If it is asked for and the statistics hold no maxima.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec, rounding_of
+    >>> rounding_of(None, method_spec("rtn", bits=8, act_bits=8), "model.layers.0.mlp.up_proj")
+    InputRounding(bits=8, step=None)
     """
     rounding = InputRounding(spec.act_bits)
     if not spec.fixed_range:

@@ -72,6 +72,19 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
     ----------
     Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
     arXiv 2301.00774, algorithm 1; ``sparsegpt.py`` of IST-DASLab/sparsegpt.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import method_spec, sparsegpt
+    >>> from cola_lib.statistics import InputStatistics
+    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
+    >>> stats = InputStatistics.empty(4)
+    >>> stats.update(X)
+    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
+    >>> pruned = sparsegpt(W, stats, method_spec("sparsegpt", sparsity=0.5))
+    >>> int((pruned == 0).sum()), bool(((pruned != 0) & (pruned != W)).any())
+    (4, True)
     """
     if spec.pattern is not None and W.shape[1] % spec.pattern[1]:
         raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {W.shape[1]}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.plain import misfit
 from cola_lib.revisions import revisions
 
 
@@ -29,6 +32,14 @@ class PruneSpec:
         SparseGPT: columns whose mask is chosen together.
     exponent : float
         RIA: power of the input norm; 0 leaves the inputs out.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import PruneSpec
+    >>> PruneSpec("wanda", sparsity=0.6).label
+    'wanda 60%'
+    >>> PruneSpec("sparsegpt", pattern=(2, 4)).sparsity
+    0.5
     """
 
     method: str
@@ -39,7 +50,7 @@ class PruneSpec:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        _known(self.method, PRUNERS)
+        _check_method(self)
         if self.pattern is not None:
             n, m = self.pattern
             if not 0 <= n <= m or m < 1:
@@ -114,9 +125,14 @@ class QuantSpec:
     act_strategy : {"token", "tensor"}
         What shares a step of that grid: a token, as it comes; or all tokens of a layer's input, with the range that
         calibration saw.
-    """
 
-    methods: ClassVar[tuple[str, ...]] = ("rtn", "gptq", "awq")
+    Examples
+    --------
+    >>> from cola_lib.compress import QuantSpec
+    >>> spec = QuantSpec("gptq", bits=3, act_order=True)
+    >>> spec.label, spec.for_widths({576, 1536}).group_size
+    ('gptq 3-bit act-order', 96)
+    """
 
     method: str
     bits: int = 4
@@ -132,12 +148,7 @@ class QuantSpec:
     act_strategy: str = "token"
 
     def __post_init__(self) -> None:
-        if self.method in QUANTIZERS and self.method not in self.methods:
-            raise SpecError(
-                f"{self.method} is no method of {type(self).__name__}, which has {', '.join(self.methods)}; "
-                "method_spec takes the right class"
-            )
-        _known(self.method, self.methods)
+        _check_method(self)
         if not 2 <= self.bits <= 8:
             raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
         if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
@@ -246,9 +257,14 @@ class SmoothQuantSpec(QuantSpec):
         follow a norm, as in the reference.
     damp, act_order, static_groups, block_size, n_grid, clip
         Not read.
-    """
 
-    methods: ClassVar[tuple[str, ...]] = ("smoothquant",)
+    Examples
+    --------
+    >>> from cola_lib.compress import SmoothQuantSpec
+    >>> spec = SmoothQuantSpec(alpha=0.8)
+    >>> spec.label, spec.act_bits
+    ('smoothquant W8A8', 8)
+    """
 
     method: str = "smoothquant"
     bits: int = 8
@@ -282,13 +298,20 @@ class LowRankSpec:
         The method.
     keep : float
         Share of the parameters of the factorized layers that is kept, above 0 and at most 1.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import LowRankSpec
+    >>> spec = LowRankSpec(keep=0.5)
+    >>> spec.label, spec.rank(d_out=64, d_in=32)
+    ('joint_lowrank 50%', 10)
     """
 
     method: str = "joint_lowrank"
     keep: float = 0.8
 
     def __post_init__(self) -> None:
-        _known(self.method, FACTORIZERS)
+        _check_method(self)
         if not 0 < self.keep <= 1:
             raise SpecError(f"keep is a share above 0 and at most 1, not {self.keep:g}")
 
@@ -324,17 +347,53 @@ class LowRankSpec:
 
 Spec = PruneSpec | QuantSpec | LowRankSpec
 
-FACTORIZERS = ("joint_lowrank",)
 PRUNERS = ("magnitude", "wanda", "ria", "sparsegpt")
-QUANTIZERS = (*QuantSpec.methods, *SmoothQuantSpec.methods)
+QUANTIZERS = ("rtn", "gptq", "awq", "smoothquant")
+FACTORIZERS = ("joint_lowrank",)
 ACT_STRATEGIES = ("token", "tensor")
 SMOOTHED = ("all", "norms")
-METHODS = (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
+
+_KINDS: dict[str, type[Spec]] = {
+    **dict.fromkeys(PRUNERS, PruneSpec),
+    **dict.fromkeys(QUANTIZERS, QuantSpec),
+    **dict.fromkeys(FACTORIZERS, LowRankSpec),
+    "smoothquant": SmoothQuantSpec,
+}
+METHODS: Mapping[str, type[Spec]] = MappingProxyType(_KINDS)
+"""Class of specification of every method, by the method's name; :func:`register_method` adds to it."""
 
 
-def _known(method: str, among: tuple[str, ...]) -> None:
-    if method not in among:
-        raise UnknownNameError("method", method, among)
+def enter(method: str, kind: type[Spec]) -> None:
+    """Make a method's name known.
+
+    Parameters
+    ----------
+    method : str
+        Its name.
+    kind : type
+        Class of its specifications.
+
+    Raises
+    ------
+    SpecError
+        If there is one of that name.
+    """
+    if method in _KINDS:
+        raise SpecError(f"there is a method named {method!r} already; take another name")
+    _KINDS[method] = kind
+
+
+def _check_method(spec: Spec) -> None:
+    """Refuse a method that is not known, or is described by another class."""
+    kind = type(spec)
+    own = [name for name, known in METHODS.items() if known is kind]
+    if spec.method in METHODS and spec.method not in own:
+        raise SpecError(
+            f"{spec.method} is no method of {kind.__name__}, which has {', '.join(own)}; method_spec takes the right "
+            "class"
+        )
+    if spec.method not in own:
+        raise UnknownNameError("method", spec.method, own)
 
 
 def _positive(name: str, value: float) -> None:
@@ -347,7 +406,7 @@ def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
     return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 
-def method_spec(method: str, **options: Any) -> Spec:
+def method_spec(method: str, /, **options: Any) -> Spec:
     """Make the specification of a method by name.
 
     Parameters
@@ -358,15 +417,21 @@ def method_spec(method: str, **options: Any) -> Spec:
         Fields of :class:`PruneSpec`, :class:`QuantSpec`, :class:`SmoothQuantSpec` or :class:`LowRankSpec`. A pattern
         may be written ``"2:4"``.
 
+    Returns
+    -------
+    PruneSpec, QuantSpec, SmoothQuantSpec or LowRankSpec
+        Checked.
+
     Raises
     ------
     UnknownNameError
         If the method, or an option of it, is not known.
     SpecError
-        If a value is out of range.
+        If a value is of the wrong kind, or out of range.
 
     Examples
     --------
+    >>> from cola_lib.compress import method_spec
     >>> method_spec("wanda", pattern="2:4").label
     'wanda 2:4'
     >>> method_spec("gptq", bits=3, group_size=64).label
@@ -374,22 +439,45 @@ def method_spec(method: str, **options: Any) -> Spec:
     >>> method_spec("smoothquant", alpha=0.8).label
     'smoothquant W8A8'
     """
-    _known(method, METHODS)
-    kind = next(kind for kind in (SmoothQuantSpec, QuantSpec, PruneSpec, LowRankSpec) if method in _methods(kind))
+    kind = spec_class(method)
     fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
     for name in options:
         if name not in fields:
             raise UnknownNameError(f"option of {method}", name, fields)
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
+    if wrong := misfit(kind, options):
+        raise SpecError(f"{method}: {wrong}")
     return kind(method, **options)
 
 
-def _methods(kind: type[Spec]) -> tuple[str, ...]:
-    """Names of the methods that a class of specifications describes."""
-    if issubclass(kind, QuantSpec):
-        return kind.methods
-    return PRUNERS if kind is PruneSpec else FACTORIZERS
+def spec_class(method: str) -> type[Spec]:
+    """Class of a method's specification, whose fields are its options.
+
+    Parameters
+    ----------
+    method : str
+        One of :data:`METHODS`.
+
+    Returns
+    -------
+    type
+        A dataclass.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import spec_class
+    >>> spec_class("gptq").__name__
+    'QuantSpec'
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    return METHODS[method]
 
 
 def parse_pattern(text: str) -> tuple[int, int]:

@@ -29,6 +29,16 @@ def wanda(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     References
     ----------
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695, eq. 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import method_spec, wanda
+    >>> from cola_lib.statistics import InputStatistics
+    >>> stats = InputStatistics.empty(3)
+    >>> stats.update(torch.tensor([[1.0, 9.0, 1.0]]))
+    >>> wanda(torch.tensor([[0.5, 0.1, -0.6]]), stats, method_spec("wanda", sparsity=0.34))
+    tensor([[ 0.0000,  0.1000, -0.6000]])
     """
     score = W.abs() * stats.input_norm()  # (d_out, d_in) * (d_in,)
     return W.masked_fill(prune_mask(score, spec, per_row=True), 0)

@@ -3,7 +3,7 @@
 from cola_lib.curation.activation import CentroidDistance, OutlierCover, SpectralVolume, greedy_cover, greedy_volume
 from cola_lib.curation.base import STRATEGIES, Brief, Strategy, at_tokens, register, strategy
 from cola_lib.curation.baselines import Random, RandomTokens, ShuffledWords, UniformMix
-from cola_lib.curation.cola import Cola, Coverage, activation_vectors, cover, select_streaming
+from cola_lib.curation.cola import Cola, Coverage, activation_vectors, cover
 from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate, Composition, candidates
 from cola_lib.curation.dataset import Curated, check_folder, compare, describe, measure, read_dataset, write_dataset
 from cola_lib.curation.embeddings import embed
@@ -13,6 +13,7 @@ from cola_lib.curation.lexical import InformationMix, LengthMixture, TfidfCluste
 from cola_lib.curation.making import curate
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.proxy import OBJECTIVES, EnergyObjective, GramObjective, Proxy, WandaObjective
+from cola_lib.curation.streaming import Placer, as_shards, choose_placed, select_streaming, windows
 from cola_lib.curation.surprise import Perplexity
 from cola_lib.curation.target import GENERAL, OFF_TARGET, TARGET_SAMPLES, Target, deployment, load_target
 
@@ -37,6 +38,7 @@ __all__ = [
     "LengthMixture",
     "OutlierCover",
     "Perplexity",
+    "Placer",
     "Pool",
     "Proxy",
     "Random",
@@ -53,9 +55,11 @@ __all__ = [
     "WandaObjective",
     "ZipCal",
     "activation_vectors",
+    "as_shards",
     "at_tokens",
     "candidates",
     "check_folder",
+    "choose_placed",
     "compare",
     "cover",
     "curate",
@@ -76,5 +80,6 @@ __all__ = [
     "row_texts",
     "select_streaming",
     "strategy",
+    "windows",
     "write_dataset",
 ]

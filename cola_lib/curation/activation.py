@@ -38,6 +38,21 @@ class CentroidDistance(Strategy):
     ----------
     "Understanding and Selecting Calibration Data for LLM Quantization: From Sensitivity Analysis to Activation-Based
     Curation" (ACDM), ACL-SELVA workshop 2026.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import CentroidDistance, Pool, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = CentroidDistance().select(pool, tiny_model(), n_samples=2, seq_len=16, target=target, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'centroid_distance')
     """
 
     name: ClassVar[str] = "centroid_distance"
@@ -113,6 +128,20 @@ class OutlierCover(Strategy):
     Shihab et al., "Coverage-Based Calibration for Post-Training Quantization via Weighted Set Cover over Outlier
     Channels" (COVERCAL), arXiv 2604.24008. Greedy cover: Nemhauser, Wolsey and Fisher, Mathematical Programming
     14, 1978.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import OutlierCover, Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = OutlierCover().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'outlier_cover')
     """
 
     name: ClassVar[str] = "outlier_cover"
@@ -164,6 +193,14 @@ def greedy_cover(covers: np.ndarray, weights: np.ndarray, n: int) -> list[int]:
     -------
     list of int
         Positions; ties go to the lowest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.curation import greedy_cover
+    >>> covers = np.array([[True, True, False], [True, False, False], [False, False, True]])
+    >>> greedy_cover(covers, np.ones(3), n=2)
+    [0, 2]
     """
     value = covers * weights  # (n_rows, n_elements)
     left, open_ = np.ones(len(value), dtype=bool), np.ones(value.shape[1], dtype=bool)
@@ -201,6 +238,20 @@ class SpectralVolume(Strategy):
     References
     ----------
     Fedorov, "Theory of Optimal Experiments", 1972.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, SpectralVolume
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = SpectralVolume().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'spectral_volume')
     """
 
     name: ClassVar[str] = "spectral_volume"
@@ -231,6 +282,13 @@ def greedy_volume(vectors: np.ndarray, n: int, ridge: float = 1.0) -> list[int]:
     -------
     list of int
         Positions; ties go to the lowest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.curation import greedy_volume
+    >>> greedy_volume(np.array([[2.0, 0.0], [1.9, 0.0], [0.0, 1.0]]), n=2)
+    [0, 2]
     """
     scaled = vectors / np.sqrt(ridge * np.square(vectors).mean())
     # By the matrix determinant lemma a vector adds log(1 + xᵀA⁻¹x); A⁻¹ follows by Sherman and Morrison.

@@ -17,6 +17,7 @@ from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.target import Target
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.models import LanguageModel
+from cola_lib.plain import misfit
 
 TARGET_ROWS = 32
 """Rows of each capability's texts that strategies look at."""
@@ -35,6 +36,18 @@ class Brief:
         As in :meth:`Strategy.select`.
     name : str
         Of the set.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Brief, Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"proverbs": [Sample("1", "Still waters run deep.", "proverbs")]})
+    >>> brief = Brief(pool, tiny_model(), 1, 16, None, torch.Generator().manual_seed(0), "by hand")
+    >>> rows = brief.rows()
+    >>> len(rows), brief.take(rows, [0]).name
+    (2, 'by hand')
     """
 
     pool: Pool
@@ -132,11 +145,31 @@ class Strategy(ABC):
         Whether another generator gives another set; k-means counts, since its start is random.
     needs_target : bool
         Whether it reads what the model will be used for.
+    revision : int
+        Raise it when the strategy's choices change: stored sets are then chosen again.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar
+    >>> from cola_lib.curation import Pool, Strategy, at_tokens
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> @dataclass(frozen=True)
+    ... class Last(Strategy):
+    ...     name: ClassVar[str] = "last"
+    ...     def choose(self, brief):
+    ...         rows = brief.rows()
+    ...         return brief.take(rows, range(len(rows))[::-1])
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
+    >>> at_tokens(Last(), pool, tiny_model(), n_tokens=8, seq_len=32).sample_ids
+    (('2',),)
     """
 
     name: ClassVar[str]
     stochastic: ClassVar[bool] = False
     needs_target: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
 
     def select(
         self,
@@ -214,6 +247,27 @@ def register(cls: type[Strategy]) -> type[Strategy]:
     ----------
     cls : type
         With a ``name`` of its own.
+
+    Returns
+    -------
+    type
+        The class as it is.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar
+    >>> from cola_lib.curation import Strategy, register, strategy
+    >>> @register
+    ... @dataclass(frozen=True)
+    ... class First(Strategy):
+    ...     name: ClassVar[str] = "first"
+    ...     skip: int = 0
+    ...     def choose(self, brief):
+    ...         rows = brief.rows()
+    ...         return brief.take(rows, range(self.skip, len(rows)))
+    >>> strategy("first", skip=3).label
+    'first(skip=3)'
     """
     if cls.name in _REGISTRY:
         raise SpecError(f"there are two strategies named {cls.name!r}")
@@ -221,7 +275,7 @@ def register(cls: type[Strategy]) -> type[Strategy]:
     return cls
 
 
-def strategy(name: str, **options: Any) -> Strategy:
+def strategy(name: str, /, **options: Any) -> Strategy:
     """Make a strategy.
 
     Parameters
@@ -231,10 +285,23 @@ def strategy(name: str, **options: Any) -> Strategy:
     **options
         Its fields.
 
+    Returns
+    -------
+    Strategy
+        With these options.
+
     Raises
     ------
     UnknownNameError
         If there is no such strategy, or it has no such option.
+    SpecError
+        If the value of an option is of the wrong kind, or out of range.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import strategy
+    >>> strategy("perplexity", order="highest").label
+    'perplexity(order=highest)'
     """
     if name not in STRATEGIES:
         raise UnknownNameError("strategy", name, STRATEGIES)
@@ -243,6 +310,8 @@ def strategy(name: str, **options: Any) -> Strategy:
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of strategy {name!r}", option, known)
+    if wrong := misfit(cls, options):
+        raise SpecError(f"strategy {name!r}: {wrong}")
     return cls(**options)
 
 
@@ -351,6 +420,15 @@ def at_tokens(
     ------
     DataError
         If the pool has fewer tokens.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, at_tokens, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
+    >>> at_tokens(strategy("random"), pool, tiny_model(), n_tokens=25, seq_len=16).n_tokens
+    25
     """
     n_samples = max(1, -(-n_tokens // seq_len))
     while True:

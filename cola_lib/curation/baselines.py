@@ -34,6 +34,20 @@ class Random(Strategy):
     ----------
     source : str, optional
         Draw from this source only. Default: from all, where a source counts by its rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, Random
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = Random().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'random')
     """
 
     name: ClassVar[str] = "random"
@@ -57,6 +71,20 @@ class UniformMix(Strategy):
     ----------
     Xu et al., "Calibration Data Trade-offs Across Capability Dimensions", arXiv 2606.03328: mixing sources evenly is a
     strong baseline.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, UniformMix
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = UniformMix().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'uniform_mix')
     """
 
     name: ClassVar[str] = "uniform_mix"
@@ -80,6 +108,20 @@ class ShuffledWords(Strategy):
     References
     ----------
     Control of the ZipCal repository (Monaco et al., arXiv 2603.16105).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, ShuffledWords
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = ShuffledWords().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'shuffled_words')
     """
 
     name: ClassVar[str] = "shuffled_words"
@@ -103,7 +145,22 @@ class ShuffledWords(Strategy):
 @register
 @dataclass(frozen=True)
 class RandomTokens(Strategy):
-    """Tokens drawn uniformly from the vocabulary: no words, no language."""
+    """Tokens drawn uniformly from the vocabulary: no words, no language.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, RandomTokens
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = RandomTokens().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'random_tokens')
+    """
 
     name: ClassVar[str] = "random_tokens"
     stochastic: ClassVar[bool] = True

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,14 +13,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from cola_lib.activations import Probe, projection_probe, row_features
+from cola_lib.activations import Probe, projection_probe
 from cola_lib.calibration import CalibrationSet
 from cola_lib.curation.base import Brief, Strategy, by_source, nearest_to_centres, register
-from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate
+from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN
 from cola_lib.curation.embeddings import embed
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.target import Target
-from cola_lib.errors import DataError, SpecError
+from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
 
 Array = NDArray[np.float64]
@@ -54,6 +53,17 @@ class Coverage:
         Sources of the best set, in the order in which they joined it.
     gains : tuple of float
         What each of them added to the weighted coverage of the set.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, cover, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"far": [Sample("1", "0110 1001", "far")], "near": [Sample("2", "Haste makes waste.", "near")]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> found = cover(pool, tiny_model(), target, seq_len=16, n_sources=1)
+    >>> found.chosen, list(found.table.columns)
+    (('near',), ['source', 'capability', 'semantic', 'statistical', 'coverage'])
     """
 
     table: pd.DataFrame
@@ -124,6 +134,16 @@ def cover(
     References
     ----------
     He et al., arXiv 2510.10618, and github.com/BokwaiHo/COLA. Their embedding is all-MiniLM-L6-v2.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, cover, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"bits": [Sample("1", "0110 1001", "bits")], "words": [Sample("2", "Haste makes waste.", "words")]})
+    >>> target = deployment({"language": [Sample("t", "Haste makes sense.", "target")]})
+    >>> cover(pool, tiny_model(), target, seq_len=16, n_sources=1, embedding="tfidf").chosen
+    ('words',)
     """
     rows = pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
     wanted = target.pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
@@ -191,83 +211,32 @@ def activation_vectors(
     ndarray of shape (n_rows, width), float64
         Per block the mean over tokens, scaled to unit length; blocks side by side, projected by a Gaussian matrix
         divided by √width.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, activation_vectors
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
+    >>> activation_vectors(pool, lm, pool.rows(lm.tokenizer, seq_len=32), seed=0, width=8).shape
+    (2, 8)
     """
-    taken, probes = _projection(lm, seed, width, blocks)
+    taken, probes = projection(lm, seed, width, blocks)
     key = ("projection", seed, width, taken)
     return pool.features(lm, rows, key, probes)["projection"].double().numpy()
 
 
-def select_streaming(
-    lm: LanguageModel,
-    read: Callable[[], Iterable[Candidate]],
-    *,
-    n_samples: int,
-    seq_len: int,
-    seed: int = 0,
-    width: int = WIDTH,
-    window: int = 1024,
-) -> CalibrationSet:
-    """Choose from a pool that is larger than memory: COLA's third stage in two passes over its candidates.
+def projection(
+    lm: LanguageModel, seed: int, width: int, blocks: Sequence[int] | None
+) -> tuple[tuple[int, ...], dict[str, Probe]]:
+    """Make the probe that pools and projects the outputs of blocks, and say which blocks these are.
 
     Parameters
     ----------
-    lm : LanguageModel
-        The untouched model.
-    read : callable
-        Gives the candidates, from :func:`~cola_lib.curation.candidates` over any iterable of samples, the same ones in
-        the same order each time it is called.
-    n_samples : int
-        Rows of the set.
-    seq_len : int
-        Most tokens of a row.
-    seed : int
-        Of projection and clustering.
-    width : int
-        Dimensions of the space.
-    window : int
-        Candidates held at a time.
-
-    Returns
-    -------
-    CalibrationSet
-        In the order of the pool.
-
-    Raises
-    ------
-    DataError
-        If there are fewer different candidates than rows.
-
-    Notes
-    -----
-    What grows with the pool is one vector of ``width`` numbers for each candidate, 256 bytes. Clusters are found by
-    mini-batch k-means above :data:`~cola_lib.curation.base.MANY` candidates.
+    lm, seed, width, blocks
+        As in :func:`activation_vectors`.
     """
-    parts = []
-    for some in _windows(read(), window):
-        rows = Rows.of(some, lm.tokenizer, name="the pool", seq_len=seq_len)
-        blocks, probes = _projection(lm, seed, width, None)
-        parts.append(row_features(lm, rows.tokens, probes, progress=False)["projection"].numpy())
-    if not parts:
-        raise DataError("the pool has no candidates; add samples or ask for shorter rows")
-    nearest = sorted(nearest_to_centres(np.concatenate(parts), n_samples, seed))
-    wanted, taken = set(nearest), []
-    for position, candidate in enumerate(read()):
-        if position in wanted:
-            taken.append(candidate)
-    chosen = Rows.of(taken, lm.tokenizer, name="cola", seq_len=seq_len)
-    return replace(chosen.tokens, seed=seed)
-
-
-def _windows(found: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:
-    iterator = iter(found)
-    while some := list(islice(iterator, size)):
-        yield some
-
-
-def _projection(
-    lm: LanguageModel, seed: int, width: int, blocks: Sequence[int] | None
-) -> tuple[tuple[int, ...], dict[str, Probe]]:
-    """Blocks that are read, and the probe that pools and projects their outputs."""
     if width < 1:
         raise SpecError(f"the projection must have at least 1 dimension, and has {width}")
     taken = tuple(range(len(lm.blocks))) if blocks is None else tuple(blocks)
@@ -310,6 +279,21 @@ class Cola(Strategy):
     ----------
     He et al., "Preserving LLM Capabilities through Calibration Data Curation: From Analysis to Optimization", NeurIPS
     2025, arXiv 2510.10618; github.com/BokwaiHo/COLA.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Cola, Pool, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = Cola().select(pool, tiny_model(), n_samples=2, seq_len=16, target=target, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'cola')
     """
 
     name: ClassVar[str] = "cola"

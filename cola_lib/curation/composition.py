@@ -52,6 +52,16 @@ class Composition:
     -----
     The released code of COLA looks for questions, reasoning and answers by regular expression in any text. Sources here
     have them as fields.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Composition, candidates
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> sample = Sample("1", "Haste makes waste. Practice makes perfect.", "proverbs")
+    >>> cut = Composition(boundaries=True)
+    >>> [found.text for found in candidates([sample], byte_tokenizer(), seq_len=30, composition=cut)]
+    ['Haste makes waste. ', 'Practice makes perfect.']
     """
 
     format: Literal["text", "reasoning"] = "text"
@@ -85,6 +95,15 @@ class Candidate:
         What they were made from.
     sample : Sample
         Where it comes from.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import candidates
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> (found,) = candidates([Sample("1", "Haste makes waste.", "proverbs")], byte_tokenizer(), seq_len=32)
+    >>> found.text, len(found.ids)
+    ('Haste makes waste.', 18)
     """
 
     ids: list[int]
@@ -117,6 +136,15 @@ def candidates(
     ------
     SpecError
         If ``seq_len`` is below 2, or the tokenizer is not a fast one.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import candidates
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> samples = [Sample("1", "Haste makes waste.", "proverbs"), Sample("2", "Still waters run deep.", "proverbs")]
+    >>> [found.text for found in candidates(samples, byte_tokenizer(), seq_len=12)]
+    ['Haste makes ', 'waste.', 'Still waters', ' run deep.']
     """
     if seq_len < 2:
         raise SpecError(f"seq_len must be at least 2, and is {seq_len}")

@@ -49,6 +49,16 @@ class Curated:
         What each row says.
     facts : mapping of str to Any
         For the card: plain data.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import Curated, describe, row_texts
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = random_tokens_set(byte_tokenizer(), 2, 8)
+    >>> made = Curated(rows, tuple(row_texts(rows, byte_tokenizer())), describe(rows))
+    >>> made.facts["rows"], len(made.texts)
+    (2, 2)
     """
 
     rows: CalibrationSet
@@ -70,6 +80,15 @@ def describe(rows: CalibrationSet) -> dict[str, Any]:
         ``rows``, ``seq_len``, ``effective_tokens``, ``padding`` (share of positions), ``mean_length``, ``token_types``,
         ``repeated_4grams`` (mean share over rows), ``sources`` with rows, tokens and share of tokens of each,
         ``weighted``, and ``fingerprint``.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import describe
+    >>> from cola_lib.models import byte_tokenizer
+    >>> facts = describe(random_tokens_set(byte_tokenizer(), 4, 16))
+    >>> facts["rows"], facts["effective_tokens"], facts["padding"]
+    (4, 64, 0.0)
     """
     lengths = rows.attention_mask.sum(1)
     ids = rows.token_lists()
@@ -111,6 +130,16 @@ def measure(rows: CalibrationSet, lm: LanguageModel, target: Target | None = Non
     dict
         ``diversity``: ``vendi_score``, the effective number of different rows. ``representativeness``: for each
         capability ``coverage`` (mean cosine of its texts to the nearest row) and ``mmd``.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import measure
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> facts = measure(random_tokens_set(lm.tokenizer, 4, 16), lm)
+    >>> 1 <= facts["diversity"]["vendi_score"] <= 4
+    True
     """
     own = pooled_activations(lm, rows, progress=False).vectors()
     found: dict[str, Any] = {"diversity": {"vendi_score": round(vendi_score(own), 3)}}
@@ -141,6 +170,15 @@ def compare(one: CalibrationSet, other: CalibrationSet) -> dict[str, Any]:
     dict
         ``shared_rows`` (rows with the same tokens), ``shared_samples``, ``shared_token_types`` (of all that either has)
         and ``token_similarity`` (see :func:`~cola_lib.curation.cola.token_similarity`).
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import compare
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = random_tokens_set(byte_tokenizer(), 4, 16)
+    >>> compare(rows, rows.take([0, 1]))["shared_rows"]
+    2
     """
     rows = [{tuple(ids) for ids in each.token_lists()} for each in (one, other)]
     samples = [{name for some in s.sample_ids for name in some} for s in (one, other)]
@@ -197,6 +235,14 @@ def write_dataset(made: Curated, folder: str | os.PathLike[str], *, overwrite: b
     ------
     OutputError
         If the folder exists and ``overwrite`` is off, or it cannot be written.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import curate, write_dataset
+    >>> from cola_lib.models import tiny_model
+    >>> made = curate(tiny_model(), "random", ["openbookqa"], n_samples=4, seq_len=32, limit=20, measured=False)
+    >>> sorted(path.name for path in write_dataset(made, "my-set").iterdir())
+    ['README.md', 'curation.json', 'data']
     """
     import pyarrow.parquet as pq
 
@@ -228,6 +274,12 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     ------
     OutputError
         If it is in the way.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.curation import check_folder
+    >>> check_folder(Path("new"), overwrite=False)  # silent: nothing is there
     """
     if not folder.exists():
         return
@@ -264,10 +316,24 @@ def read_dataset(folder: str | os.PathLike[str]) -> Curated:
     folder : path
         Where it lies.
 
+    Returns
+    -------
+    Curated
+        The set with its texts and facts.
+
     Raises
     ------
     DataError
         If it is not there, cannot be read, or was altered since.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import curate, read_dataset, write_dataset
+    >>> from cola_lib.models import tiny_model
+    >>> made = curate(tiny_model(), "random", ["openbookqa"], n_samples=4, seq_len=32, limit=20, measured=False)
+    >>> folder = write_dataset(made, "my-set")
+    >>> read_dataset(folder).rows.fingerprint == made.rows.fingerprint
+    True
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -290,18 +356,39 @@ def read_dataset(folder: str | os.PathLike[str]) -> Curated:
             **stored,
         )
         texts = tuple(table["text"].to_pylist())
+        _check_facts(facts)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no curated set: {error.filename} is missing; `cola curate` makes one"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pa.ArrowException,
+    ) as error:
         raise DataError(f"the curated set in {folder} cannot be read: {error}") from error
     if rows.fingerprint != fingerprint:
         raise DataError(
             f"the curated set in {folder} was altered: its tokens have fingerprint {rows.fingerprint}, and {TABLE} "
             f"says {fingerprint}. Make it again"
         )
-    return Curated(rows, texts, facts)
+    return Curated(rows, texts, {**facts, "set": describe(rows)})
+
+
+def _check_facts(facts: Any) -> None:
+    """Refuse facts that :func:`curated` does not give: whoever shows them relies on their kinds."""
+    numbers = [facts.get("diversity", {"vendi_score": 0})["vendi_score"]]
+    for own in facts.get("representativeness", {}).values():
+        numbers += [own["coverage"], own["mmd"]]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"{FACTS}: a measure is no number")
+    if not isinstance(facts.get("options", {}), dict):
+        raise TypeError(f"{FACTS}: the options of the strategy are no mapping")
 
 
 def card(facts: Mapping[str, Any]) -> str:

@@ -53,6 +53,17 @@ def embed(kind: str, lm: LanguageModel, *sides: tuple[Pool, Rows]) -> list[Array
     Notes
     -----
     The mean is taken off the model's states because it is most of each of them: without that all cosines are near 1.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, embed
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
+    >>> (vectors,) = embed("model", lm, (pool, pool.rows(lm.tokenizer, seq_len=32)))
+    >>> vectors.shape
+    (2, 32)
     """
     if kind == "model":
         block = len(lm.blocks) // 2

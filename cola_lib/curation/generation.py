@@ -125,6 +125,20 @@ class SelfGenerated(Strategy):
     ----------
     Ji et al., "Beware of Calibration Data for Pruning Large Language Models", ICLR 2025, arXiv 2410.17711;
     github.com/Dereck0602/calibration_data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, SelfGenerated
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = SelfGenerated().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'self_generated')
     """
 
     name: ClassVar[str] = "self_generated"
@@ -189,6 +203,20 @@ class SelfCalibrated(Strategy):
     ----------
     Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and Pruning", NAACL 2025,
     arXiv 2410.17170.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, SelfCalibrated
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = SelfCalibrated().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'self_calibrated')
     """
 
     name: ClassVar[str] = "self_calibrated"

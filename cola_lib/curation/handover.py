@@ -45,6 +45,15 @@ def for_llmcompressor(rows: CalibrationSet, *, batch_size: int = 1) -> dict[str,
     ------
     DataError
         If rows are weighted; or if they differ in length and ``batch_size`` is above 1.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import for_llmcompressor
+    >>> from cola_lib.models import byte_tokenizer
+    >>> arguments = for_llmcompressor(random_tokens_set(byte_tokenizer(), 2, 8))
+    >>> len(arguments["dataset"])
+    2
     """
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -80,6 +89,15 @@ def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
     ------
     DataError
         If rows are weighted.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.curation import for_gptqmodel
+    >>> from cola_lib.models import byte_tokenizer
+    >>> arguments = for_gptqmodel(random_tokens_set(byte_tokenizer(), 2, 8))
+    >>> sorted(arguments["calibration"][0])
+    ['attention_mask', 'input_ids']
     """
     _check_unweighted(rows, "GPTQModel")
     return {
@@ -115,6 +133,16 @@ def for_autoawq(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> dic
     -----
     A row that begins or ends within a word, as packed ones do, can come back as other tokens: how many do is logged.
     The format follows the tool's ``calib_data.py``; the tool itself, archived in 2025, is not run here.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, for_autoawq
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> tokenizer = byte_tokenizer()
+    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(tokenizer, seq_len=32)
+    >>> for_autoawq(rows.tokens, tokenizer)["calib_data"]
+    ['Haste makes waste.']
     """
     _check_unweighted(rows, "AutoAWQ")
     ids, written = rows.token_lists(), row_texts(rows, tokenizer)
@@ -148,6 +176,16 @@ def row_texts(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> list[
     list of str
         A text for each row, special tokens spelled out: those of a chat template, and ends of documents. The ones that
         the tokenizer puts around any text by itself are left out, so that they do not come twice.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, row_texts
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> tokenizer = byte_tokenizer()
+    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(tokenizer, seq_len=32)
+    >>> row_texts(rows.tokens, tokenizer)
+    ['Haste makes waste.']
     """
     before, after = _added(tokenizer)
     found = []

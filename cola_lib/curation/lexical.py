@@ -25,6 +25,11 @@ MOST_COMPARED = 2000
 class TfidfClusters(Strategy):
     """Cluster texts by their words, length and variety of tokens, and take the one nearest to each centre.
 
+    Parameters
+    ----------
+    n_init : int
+        Starts of k-means, the best of which counts.
+
     Notes
     -----
     The original weighs its features (0.1 for TF-IDF, 1 for the others) before it standardizes them, which undoes the
@@ -34,6 +39,20 @@ class TfidfClusters(Strategy):
     References
     ----------
     COLA-Zero, a bachelor's thesis of 2025 (github.com/aydamdonelly/cola_zero, ``sampler_balanced.py``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, TfidfClusters
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = TfidfClusters().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'tfidf_clusters')
     """
 
     name: ClassVar[str] = "tfidf_clusters"
@@ -77,6 +96,20 @@ class ZipCal(Strategy):
     ----------
     Monaco et al., "Frequency Matters: Fast Model-Agnostic Data Curation for Pruning and Quantization", arXiv
     2603.16105, and github.com/FrancescoMonaco/ZipCal, ``unique_tokens_sampling``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, ZipCal
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = ZipCal().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'zipcal')
     """
 
     name: ClassVar[str] = "zipcal"
@@ -134,6 +167,13 @@ def k_centres(vectors: np.ndarray, n: int) -> list[int]:
     References
     ----------
     Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer Science 38, 1985.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.curation import k_centres
+    >>> k_centres(np.array([[0.0], [1.0], [5.0]]), n=2)
+    [0, 2]
     """
     order = [0]
     distance = np.square(vectors - vectors[0]).sum(1)
@@ -164,6 +204,20 @@ class LengthMixture(Strategy):
     References
     ----------
     Son et al., "On the Importance of a Multi-Scale Calibration for Quantization" (MaCa), arXiv 2602.07465.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import LengthMixture, Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = LengthMixture(shortest=0.5).select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'length_mixture(shortest=0.5)')
     """
 
     name: ClassVar[str] = "length_mixture"
@@ -205,6 +259,12 @@ def repeated_ngrams(ids: Sequence[int], n: int = 4) -> float:
     -------
     float
         From 0 to 1; 0 for a text without n-grams.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import repeated_ngrams
+    >>> repeated_ngrams([1, 2, 1, 2, 1, 2], n=2), repeated_ngrams([1, 2, 3, 4], n=2)
+    (0.6, 0.0)
     """
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
@@ -228,6 +288,20 @@ class InformationMix(Strategy):
     References
     ----------
     Xu et al., "Calibration Data Trade-offs Across Capability Dimensions" (IGSP), arXiv 2606.03328.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import InformationMix, Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = InformationMix().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'information_mix')
     """
 
     name: ClassVar[str] = "information_mix"

@@ -69,6 +69,14 @@ def curate(
         If the pool does not suffice, or a source of your own repeats evaluation items.
     UnknownNameError
         If a name is not known.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import curate
+    >>> from cola_lib.models import tiny_model
+    >>> made = curate(tiny_model(), "random", ["openbookqa"], n_samples=4, seq_len=32, limit=20, measured=False)
+    >>> made.rows.n_samples, made.facts["strategy"]
+    (4, 'random')
     """
     if (n_samples is None) == (n_tokens is None):
         raise SpecError("a set has a number of rows or a number of tokens: give one of n_samples and n_tokens")

@@ -45,6 +45,15 @@ class Rows:
         One row per candidate, padded on the right.
     texts : tuple of str
         Text of each.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(byte_tokenizer(), seq_len=8)
+    >>> len(rows), rows.lengths.tolist(), rows.texts[0]
+    (3, [8, 8, 2], 'Haste ma')
     """
 
     def __init__(
@@ -171,6 +180,15 @@ class Pool(Remembering):
     ------
     DataError
         If there is no sample.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import byte_tokenizer
+    >>> pool = Pool({"songs": [Sample("1", "Haste makes waste.", "songs")], "notes": [Sample("2", "milk", "notes")]})
+    >>> pool.sources, len(pool.rows(byte_tokenizer(), seq_len=8))
+    (('songs', 'notes'), 4)
     """
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:

@@ -114,10 +114,22 @@ class EnergyObjective(Objective):
 
     Parameters
     ----------
-    own, targets
-        Energies of channels.
+    own : list of Tensor of shape (n_rows, d_in)
+        For each place, energies of every candidate's channels.
+    targets : list of Tensor of shape (n_targets, d_in)
+        For each place, those of each target.
     columns : list of Tensor of shape (d_in,)
         For each place, squared norm of the weights' columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import EnergyObjective
+    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
+    >>> targets = [torch.tensor([[8.0, 2.0]])]
+    >>> objective = EnergyObjective(own, targets, columns=[torch.ones(2)])
+    >>> objective.losses([0, 1]).argmin().item()  # the candidate that is shaped like the target
+    0
     """
 
     def __init__(self, own: list[Tensor], targets: list[Tensor], columns: list[Tensor]) -> None:
@@ -138,12 +150,25 @@ class WandaObjective(Objective):
 
     Parameters
     ----------
-    own, targets
-        Energies of channels.
+    own : list of Tensor of shape (n_rows, d_in)
+        For each place, energies of every candidate's channels.
+    targets : list of Tensor of shape (n_targets, d_in)
+        For each place, those of each target.
     squares : list of Tensor of shape (n_weight_rows, d_in)
         For each place, squared entries of some rows of the weights.
     sparsity : float
         Share of each row that is pruned.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import WandaObjective
+    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
+    >>> targets = [torch.tensor([[8.0, 2.0]])]
+    >>> objective = WandaObjective(own, targets, squares=[torch.tensor([[1.0, 2.0]])], sparsity=0.5)
+    >>> objective.losses([0, 1])  # pruned as the second would have it, the target loses more
+    tensor([[0.3333],
+            [0.6667]])
     """
 
     def __init__(self, own: list[Tensor], targets: list[Tensor], squares: list[Tensor], sparsity: float = 0.5) -> None:
@@ -166,7 +191,24 @@ class WandaObjective(Objective):
 
 
 class GramObjective(Objective):
-    """One minus the cosine of projected Gram matrices; see the module."""
+    """One minus the cosine of projected Gram matrices; see the module.
+
+    Parameters
+    ----------
+    own : list of Tensor of shape (n_rows, k)
+        For each place, the projected Gram matrix of every candidate, its lower triangle.
+    targets : list of Tensor of shape (n_targets, k)
+        For each place, those of each target.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import GramObjective
+    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
+    >>> targets = [torch.tensor([[8.0, 2.0]])]
+    >>> GramObjective(own, targets).losses([0, 1]).argmin().item()  # the candidate that is shaped like the target
+    0
+    """
 
     def __init__(self, own: list[Tensor], targets: list[Tensor]) -> None:
         super().__init__(own, targets)
@@ -211,6 +253,21 @@ class Proxy(Strategy):
     References
     ----------
     The proxy: chapter 7 of the book. Herding: Welling, "Herding dynamical weights to learn", ICML 2009.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Pool, Proxy, deployment
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = Proxy().select(pool, tiny_model(), n_samples=2, seq_len=16, target=target, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'proxy')
     """
 
     name: ClassVar[str] = "proxy"

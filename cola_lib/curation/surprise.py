@@ -54,6 +54,20 @@ class Perplexity(Strategy):
     ----------
     Lowest: ``least_perplexity_sampling`` in the repository of ZipCal (Monaco et al., arXiv 2603.16105). Highest: a
     baseline of COVERCAL (Shihab et al., arXiv 2604.24008).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.curation import Perplexity, Pool
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.models import tiny_model
+    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Less is more.", "Haste makes waste."]
+    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
+    >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> chosen = Perplexity(order="lowest").select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen.n_samples, chosen.name
+    (2, 'perplexity')
     """
 
     name: ClassVar[str] = "perplexity"

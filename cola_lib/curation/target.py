@@ -38,6 +38,15 @@ class Target:
         If names disagree, or a weight is negative or all are zero.
     DataError
         If a capability has no text.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import deployment
+    >>> from cola_lib.data import Sample
+    >>> texts = {"math": [Sample("1", "2 + 2 = 4", "sums")], "language": [Sample("2", "Less is more.", "proverbs")]}
+    >>> target = deployment(texts, "math")
+    >>> target.name, {name: round(weight, 2) for name, weight in target.weights.items()}
+    ('math', {'math': 0.83, 'language': 0.17})
     """
 
     name: str
@@ -95,6 +104,14 @@ def deployment(
     References
     ----------
     He et al., arXiv 2510.10618: general and targeted deployment, off-target weight 0.2.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import deployment
+    >>> from cola_lib.data import Sample
+    >>> texts = {"math": [Sample("1", "2 + 2 = 4", "sums")], "language": [Sample("2", "Less is more.", "proverbs")]}
+    >>> deployment(texts).name, deployment(texts, "math").name
+    ('general', 'math')
     """
     if capability is None:
         return Target(GENERAL, texts, dict.fromkeys(texts, 1.0))
@@ -143,6 +160,14 @@ def load_target(
         If the name is none of these.
     DataError
         If a source of your own repeats evaluation items.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import load_target
+    >>> sources = {"math": ["gsm8k"], "commonsense": ["csqa"]}
+    >>> target = load_target("math", capabilities=["math", "commonsense"], sources=sources)
+    >>> len(target.texts["math"]), round(target.weights["math"], 2)
+    (48, 0.83)
     """
 
     def some(source: str) -> list[Sample]:

@@ -12,7 +12,9 @@ from cola_lib.data.registry import (
     SourceInfo,
     domain_of,
     evaluation_index,
+    is_packaged,
     load_samples,
+    register_source,
     source_info,
     source_names,
 )
@@ -33,8 +35,10 @@ __all__ = [
     "evaluation_index",
     "find_overlaps",
     "is_external",
+    "is_packaged",
     "load_samples",
     "normalised",
+    "register_source",
     "source_info",
     "source_names",
 ]

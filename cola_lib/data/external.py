@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ OPTIONAL = ("domain", "language", "difficulty", "subject", "reasoning", "split_k
 
 _LOCAL = re.compile(r"^(?P<path>.+?(?:\.jsonl|\.parquet|\.txt))(?::column=(?P<column>.+))?$")
 _ONE_FILE = re.compile(r"\.(?:jsonl?|parquet)(?:\.gz|\.zst)?$")
-_FIRST = re.compile(r"train(?:\[:(?P<n>\d+)\])?")
+_FIRST = re.compile(r"train(?:\[:(?P<n>\d{1,18})\])?")
 _COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice, as in train[:100]
 
 Row = tuple[str, Mapping[str, Any]]
@@ -35,7 +36,24 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 def is_external(name: str) -> bool:
-    """Say whether a source name means a dataset of the hub or a local file."""
+    """Say whether a source name means a dataset of the hub or a local file.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`load_samples` takes it.
+
+    Returns
+    -------
+    bool
+        Whether it begins with ``hf:`` or ends as a file does that can be read.
+
+    Examples
+    --------
+    >>> from cola_lib.data import is_external
+    >>> is_external("notes.jsonl"), is_external("hf:allenai/c4:en"), is_external("c4")
+    (True, True, False)
+    """
     return name.startswith("hf:") or _LOCAL.match(name) is not None
 
 
@@ -72,9 +90,9 @@ def load_external(name: str) -> list[Sample]:
         match = _LOCAL.match(name)
         if match is None:
             raise DataError(f"{name!r} is neither hf:NAME nor a path that ends in {', '.join(SUFFIXES)}")
-        path, column = Path(match["path"]).expanduser(), match["column"]
-        if not path.is_file():
-            raise DataError(f"no file {path}: check the path")
+        path, column = _local(match["path"]), match["column"]
+        if path is None:
+            raise DataError(f"no file {match['path']}: check the path")
         rows = _READERS[path.suffix](path)
     return _collect(name, rows, column)
 
@@ -106,7 +124,7 @@ def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]
 def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None) -> Sample | None:
     """Build a sample, or None from a record whose text is empty."""
     if column is None:
-        record = as_question(record)
+        record = as_question(record, where)
     question, answer = _string(record, "question", where), _string(record, "answer", where)
     text = _text(record, column, where)
     if not text.strip():
@@ -157,6 +175,15 @@ def _string(record: Mapping[str, Any], key: str, where: str) -> str | None:
 # local files
 
 
+def _local(name: str) -> Path | None:
+    """Path of a file, or None if there is none."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError) as error:  # too long a name, a closed folder, the home of an unknown user
+        raise DataError(f"file {reprlib.repr(name)} cannot be looked up: {error}; check the path") from error
+
+
 def _decoded(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -181,15 +208,21 @@ def _json_object(where: str, line: str) -> dict[str, Any]:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON object is needed, and this is a {type(record).__name__}")
+    if "\\ud" in line.lower():  # the only way to write half a character, which no tokenizer takes
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise DataError(f"{where}: {half!a} is half of a character; write the text anew as UTF-8") from error
     return record
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        records = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # bytes, or a value that Python has not
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
-    for number, record in enumerate(table.to_pylist(), start=1):
+    for number, record in enumerate(records, start=1):
         yield f"{path}, row {number}", record
 
 
@@ -269,8 +302,8 @@ def _file_rows(name: str, file: str, config: str | None, split: str) -> Iterator
 
 def _hub_file(file: str) -> Path:
     """Where a file of a dataset lies on this machine, after it was fetched if need be."""
-    local = Path(file).expanduser()
-    if local.is_file():
+    local = _local(file)
+    if local is not None:
         return local
     owner, repository, inside = (*file.split("/", 2), "", "")[:3]
     if not (owner and repository and inside):

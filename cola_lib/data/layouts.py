@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cola_lib.errors import DataError
+
 Record = Mapping[str, Any]
 
 UNANSWERED: Record = {"text": ""}
@@ -32,9 +34,10 @@ def _commonsense_qa(record: Record) -> Record:
 def _math_qa(record: Record) -> Record:
     """Read a problem of MathQA, whose options stand in one line: ``a ) 38 , b ) 27.675 , c ) 30``."""
     choices = [option.strip() for option in _OPTION.split(record["options"])[1:]]
-    gold = "abcde".find(record["correct"])
-    if not 0 <= gold < len(choices):
+    letters = list("abcde"[: len(choices)])
+    if record["correct"] not in letters:
         return UNANSWERED
+    gold = letters.index(record["correct"])
     reasoning = str(record["Rationale"]).strip().strip('"').strip()
     return {
         "question": record["Problem"],
@@ -60,21 +63,34 @@ LAYOUTS: dict[frozenset[str], Callable[[Record], Record]] = {
 """Columns that a dataset must have, and how its records are then read."""
 
 
-def as_question(record: Record) -> Record:
+def as_question(record: Record, where: str = "record") -> Record:
     """Read a record of a known dataset.
 
     Parameters
     ----------
     record : mapping
         As the dataset's file holds it.
+    where : str
+        Where it stands, for the message.
 
     Returns
     -------
     mapping
         With ``question``, ``answer`` and what else is known of it; the record itself if its columns are those of no
         known dataset.
+
+    Raises
+    ------
+    DataError
+        If it has the columns of a known dataset, and something else in them.
     """
     for columns, read in LAYOUTS.items():
         if columns <= record.keys():
-            return read(record)
+            try:
+                return read(record)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{where}: columns {', '.join(sorted(columns))} are those of a known dataset, and do not hold what "
+                    f"they hold there ({error!r}); name the column that holds the text"
+                ) from error
     return record

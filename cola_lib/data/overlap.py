@@ -43,6 +43,14 @@ class Overlap:
         Source of the second.
     text : str
         The first run of words that they share.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample, find_overlaps
+    >>> text = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    >>> pairs = find_overlaps([Sample("mine", text, "notes")], [Sample("theirs", text, "exam")])
+    >>> pairs[0].calibration_id, pairs[0].evaluation_id, pairs[0].evaluation_source
+    ('mine', 'theirs', 'exam')
     """
 
     calibration_id: str
@@ -166,6 +174,14 @@ class EvaluationIndex:
     ----------
     samples : sequence of Sample
         The evaluation items. Runs that more than ten of them share are left out.
+
+    Examples
+    --------
+    >>> from cola_lib.data import EvaluationIndex, Sample
+    >>> problem = "A train leaves the station at nine and arrives at noon after one hundred miles. How fast is it?"
+    >>> index = EvaluationIndex([Sample("q1", problem, "exam")])
+    >>> [pair.evaluation_id for pair in index.find([Sample("page", "From a forum: " + problem, "forum")])]
+    ['q1']
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -227,6 +243,15 @@ def find_overlaps(calibration: Iterable[Sample], evaluation: Sequence[Sample]) -
     -------
     list of Overlap
         One for each calibration sample concerned; empty if the two are clean.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample, find_overlaps
+    >>> question = "If three cats catch three mice in three minutes, how many cats catch ninety in ninety minutes?"
+    >>> mine = [Sample("page", "A riddle: " + question, "web"), Sample("other", "Still waters run deep.", "web")]
+    >>> pairs = find_overlaps(mine, [Sample("item", question, "exam")])
+    >>> [(pair.calibration_id, pair.evaluation_id) for pair in pairs]
+    [('page', 'item')]
     """
     return EvaluationIndex(evaluation).find(calibration)
 
@@ -249,6 +274,13 @@ def check_no_overlap(
     ------
     DataError
         With both counts, and the first pair as an example.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample, check_no_overlap
+    >>> mine = [Sample("1", "Still waters run deep.", "proverbs")]
+    >>> exam = [Sample("2", "Many hands make light work.", "exam")]
+    >>> check_no_overlap(mine, exam, what="proverbs")  # silent: they share nothing
     """
     index = evaluation if isinstance(evaluation, EvaluationIndex) else EvaluationIndex(evaluation)
     if found := index.find(calibration):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from types import MappingProxyType
 
 from cola_lib.data import benchmarks, corpora, external
 from cola_lib.data.overlap import EvaluationIndex, overlap_groups
 from cola_lib.data.sample import Sample
 from cola_lib.data.split import BENCHMARK_FRACTION, EVALUATION_ONLY, TEXT_FRACTION, Split, part
-from cola_lib.errors import DataError, UnknownNameError
+from cola_lib.errors import DataError, SpecError, UnknownNameError
 
 LEVELS = ("1", "2", "3", "4", "5")
 YES_NO = ("no", "yes")
@@ -40,6 +41,15 @@ class SourceInfo:
         Values that each filter takes; ``name:key=value``, several values with commas.
     evaluation_fraction : float
         Expected part of the source that is held out for evaluation.
+
+    Examples
+    --------
+    >>> from cola_lib.data import SourceInfo
+    >>> info = SourceInfo("proverbs", "in two languages", "folklore", "public domain", {"language": ("en", "de")})
+    >>> info.splits
+    ('calibration', 'evaluation', 'all')
+    >>> SourceInfo("notes", "all to calibrate on", "office", "mine", evaluation_fraction=0.0).splits
+    ('calibration', 'all')
     """
 
     name: str
@@ -52,6 +62,8 @@ class SourceInfo:
     @property
     def splits(self) -> tuple[Split, ...]:
         """Values of ``split`` that give samples."""
+        if self.evaluation_fraction <= 0:
+            return ("calibration", "all")
         only = self.evaluation_fraction >= EVALUATION_ONLY
         return ("evaluation", "all") if only else ("calibration", "evaluation", "all")
 
@@ -61,7 +73,7 @@ class _Source:
     """A source with its reader, and what its filters read."""
 
     info: SourceInfo
-    read: Callable[[], list[Sample]]
+    read: Callable[[], Iterable[Sample]]
     fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Attribute of :class:`Sample` that each filter compares; ``rationale`` needs none."""
     defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -203,10 +215,68 @@ COMMONSENSE = SourceInfo(
 )
 """A union: its samples carry the name of the set that they come from."""
 
-SOURCES: Mapping[str, SourceInfo] = MappingProxyType(
-    {name: source.info for name, source in _SOURCES.items()} | {"commonsense": COMMONSENSE}
-)
-"""All named sources."""
+_PACKAGED_NAMES = frozenset([*_SOURCES, COMMONSENSE.name])
+_INFOS: dict[str, SourceInfo] = {name: source.info for name, source in _SOURCES.items()} | {"commonsense": COMMONSENSE}
+SOURCES: Mapping[str, SourceInfo] = MappingProxyType(_INFOS)
+"""All named sources; :func:`register_source` adds to them."""
+
+Reader = Callable[[], Iterable[Sample]]
+
+
+def register_source(info: SourceInfo, fields: Mapping[str, str] | None = None) -> Callable[[Reader], Reader]:
+    """Enter a source of your own under a name; a decorator of the function that reads it.
+
+    Parameters
+    ----------
+    info : SourceInfo
+        Its name and what it offers. With an evaluation fraction above 0 it is split by a hash of each sample's
+        ``split_key``, and its evaluation half can be scored; with 0 it is all for calibration.
+    fields : mapping of str to str, optional
+        Attribute of :class:`Sample` that each filter compares. Default: the one of the filter's name.
+
+    Returns
+    -------
+    callable
+        The decorator, which returns the function as it is. That is called once per process, when samples are first
+        asked for.
+
+    Raises
+    ------
+    SpecError
+        If there is a source of that name, the name cannot be one, or a filter has no attribute to compare.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample, SourceInfo, load_samples, register_source
+    >>> languages = {"language": ("en", "ja")}
+    >>> info = SourceInfo("haiku", "short poems", "poetry", "CC0-1.0", languages, evaluation_fraction=0.0)
+    >>> @register_source(info)
+    ... def haiku():
+    ...     yield Sample("1", "An old silent pond", "haiku", language="en")
+    ...     yield Sample("2", "古池や", "haiku", language="ja")
+    >>> [sample.text for sample in load_samples("haiku:language=en")]
+    ['An old silent pond']
+    """
+    if info.name in _INFOS:
+        raise SpecError(f"there is a source named {info.name!r} already; take another name")
+    if not info.name or ":" in info.name or external.is_external(info.name):
+        raise SpecError(f"{info.name!r} cannot name a source: it is empty, has a colon, or means a file or dataset")
+    compared = {key: key for key in info.filters} | dict(fields or {})
+    known = {attribute.name for attribute in dataclass_fields(Sample)}
+    for key, attribute in compared.items():
+        if key not in info.filters or attribute not in known:
+            raise SpecError(
+                f"source {info.name!r}: filter {key!r} would compare {attribute!r}; name a filter of the source and an "
+                f"attribute of Sample: {', '.join(sorted(known))}"
+            )
+
+    def entered(read: Reader) -> Reader:
+        _SOURCES[info.name] = _Source(info, read, compared)
+        _INFOS[info.name] = info
+        evaluation_index.cache_clear()
+        return read
+
+    return entered
 
 
 TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -221,8 +291,42 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """For each capability, sources whose calibration half holds texts like those it is evaluated on."""
 
 
+def is_packaged(name: str) -> bool:
+    """Say whether a source comes with the library, so that its halves are known to share no text.
+
+    Parameters
+    ----------
+    name : str
+        With or without filters.
+
+    Returns
+    -------
+    bool
+        False for what the user brings, by name, by path or by :func:`register_source`.
+
+    Examples
+    --------
+    >>> from cola_lib.data import is_packaged
+    >>> is_packaged("math:level=5"), is_packaged("notes.txt")
+    (True, False)
+    """
+    return name.split(":", 1)[0] in _PACKAGED_NAMES
+
+
 def source_names() -> list[str]:
-    """List the named sources."""
+    """List the named sources.
+
+    Returns
+    -------
+    list of str
+        In the order of the table, then those that were registered.
+
+    Examples
+    --------
+    >>> from cola_lib.data import source_names
+    >>> source_names()[:3]
+    ['c4', 'wikipedia', 'stories']
+    """
     return list(SOURCES)
 
 
@@ -234,10 +338,22 @@ def source_info(name: str) -> SourceInfo:
     name : str
         With or without filters.
 
+    Returns
+    -------
+    SourceInfo
+        What it offers.
+
     Raises
     ------
     UnknownNameError
         If no source has that name.
+
+    Examples
+    --------
+    >>> from cola_lib.data import source_info
+    >>> info = source_info("math:level=5")
+    >>> info.domain, info.filters["level"]
+    ('math', ('1', '2', '3', '4', '5'))
     """
     head = name.split(":", 1)[0]
     if head not in SOURCES:
@@ -252,13 +368,24 @@ def domain_of(name: str) -> str:
     ----------
     name : str
         With or without filters. A source that is not registered is a kind of its own.
+
+    Returns
+    -------
+    str
+        Such as ``"web"``, ``"math"`` or ``"code"``; the name itself if it is not registered.
+
+    Examples
+    --------
+    >>> from cola_lib.data import domain_of
+    >>> domain_of("math:level=5"), domain_of("notes.jsonl")
+    ('math', 'notes.jsonl')
     """
     head = name.split(":", 1)[0]
     return SOURCES[head].domain if head in SOURCES else name
 
 
 def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
-    """Read the samples of a source on one side of the split.
+    r"""Read the samples of a source on one side of the split.
 
     Parameters
     ----------
@@ -285,6 +412,14 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
         If nothing is left, or the source has no such half.
     AssetError
         If the packaged data are missing or damaged.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.data import load_samples
+    >>> _ = Path("notes.jsonl").write_text('{"text": "Still waters run deep.", "language": "en"}\n')
+    >>> [(sample.text, sample.language) for sample in load_samples("notes.jsonl")]
+    [('Still waters run deep.', 'en')]
     """
     if split not in ("calibration", "evaluation", "all"):
         raise UnknownNameError("split", str(split), ("calibration", "evaluation", "all"))
@@ -299,9 +434,10 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
     filters = parse_filters(name, info)
     if split not in info.splits:
         others = [other.name for other in SOURCES.values() if split in other.splits and other.domain == info.domain]
+        only, verb = ("evaluation", "calibrate") if split == "calibration" else ("calibration", "evaluate")
         raise DataError(
-            f"source {info.name!r} is for evaluation only, so there is nothing to calibrate on. Take another of "
-            f"domain {info.domain}: {', '.join(others)}"
+            f"source {info.name!r} is for {only} only, so there is nothing to {verb} on. Take another of "
+            f"domain {info.domain}: {', '.join(others) or 'there is none'}"
         )
     if info.name == "commonsense":
         return benchmarks.interleaved(_half(member, split) for member in benchmarks.COMMONSENSE)
@@ -399,14 +535,15 @@ def _half(name: str, split: Split) -> list[Sample]:
 
 @functools.cache
 def evaluation_index() -> EvaluationIndex:
-    """Index the evaluation items of every packaged source, Python only for MBPP; takes seconds, once.
+    """Index the evaluation items of every registered source, Python only for MBPP; takes seconds, once.
 
     Returns
     -------
     EvaluationIndex
         What a set that the user brings is compared with.
     """
-    return EvaluationIndex([sample for name in _SOURCES for sample in load_samples(name, "evaluation")])
+    scored = [name for name in _SOURCES if "evaluation" in SOURCES[name].splits]
+    return EvaluationIndex([sample for name in scored for sample in load_samples(name, "evaluation")])
 
 
 def overlap_report() -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 def normalised(text: str) -> str:
-    """Fold case, Unicode form and white space, so that copies of a text compare equal.
+    r"""Fold case, Unicode form and white space, so that copies of a text compare equal.
 
     Parameters
     ----------
@@ -19,6 +19,12 @@ def normalised(text: str) -> str:
     -------
     str
         Its words in NFKC form and folded case, one blank between them.
+
+    Examples
+    --------
+    >>> from cola_lib.data import normalised
+    >>> normalised("Still\n  Waters")
+    'still waters'
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -35,6 +41,14 @@ def content_hash(*parts: str) -> str:
     -------
     str
         16 hexadecimal digits of a SHA-256 over the normalised parts.
+
+    Examples
+    --------
+    >>> from cola_lib.data import content_hash
+    >>> content_hash("Still waters run deep.")
+    'ff90f21151bcc458'
+    >>> content_hash("still  waters run DEEP.") == content_hash("Still waters run deep.")
+    True
     """
     joined = "\x1f".join(normalised(part) for part in parts)
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -69,6 +83,13 @@ class Sample:
     split_key : str, optional
         Samples that share it stay on one side of the calibration/evaluation split, for example one
         MBPP task in 18 languages, or all questions on one passage. Default: ``id``.
+
+    Examples
+    --------
+    >>> from cola_lib.data import Sample
+    >>> sample = Sample("7", "Still waters run deep.", "proverbs", language="en")
+    >>> sample.text, sample.split_key
+    ('Still waters run deep.', '7')
     """
 
     id: str

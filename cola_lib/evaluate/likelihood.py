@@ -77,6 +77,14 @@ class Reference:
         The decoder's output at every :data:`JS_STRIDE`-th predicted token of each gold continuation.
     head : Tensor of shape (vocabulary, d_model)
         Weight of the head that turns it into logits.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import EvalItem, Suite, reference_of
+    >>> from cola_lib.models import tiny_model
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> reference_of(tiny_model(), suite).head.shape
+    torch.Size([264, 32])
     """
 
     hidden: dict[Request, Tensor]
@@ -100,6 +108,19 @@ def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = 
     Reference
         About 3 MB for a suite of 12,000 tokens and the embedded model: hidden states, whose logits are computed again
         when they are needed.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite, evaluate, reference_of
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> reference = reference_of(lm, suite)
+    >>> _ = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
+    >>> scores = evaluate(lm, suite, reference=reference, progress=False)
+    >>> 0 < scores["js_divergence"].item() < 1
+    True
     """
     gold = [[item.requests(lm.tokenizer)[item.gold]] for item in suite.items]
     rows = list(_rows(gold, suite.items, lm.model))
@@ -180,6 +201,15 @@ def evaluate(
     ----------
     Divergence from the dense model shows damage that perplexity hides: arXiv 2409.11233. Calibration:
     Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import EvalItem, Suite, evaluate
+    >>> from cola_lib.models import tiny_model
+    >>> suite = Suite((EvalItem("1", "commonsense", "riddles", "Still waters run", (" deep.", " fast.")),))
+    >>> scores = evaluate(tiny_model(), suite, progress=False)
+    >>> scores[["item", "n_bytes", "gold"]].to_dict("records")
+    [{'item': '1', 'n_bytes': 6, 'gold': 0}]
     """
     model, tokenizer = lm.model, lm.tokenizer
     kind = lm.device.type

@@ -41,6 +41,15 @@ def row_nll(
         If a row has one token only.
     NumericsError
         If a logit that matters is NaN or infinite.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.evaluate import row_nll
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> row_nll(lm, random_tokens_set(lm.tokenizer, 3, 16), progress=False).shape
+    torch.Size([3])
     """
     kind = lm.device.type
     head = Head(lm.model, LOGIT_BYTES.get(kind, LOGIT_BYTES["cuda"]))

@@ -26,6 +26,12 @@ class Request:
         Context and continuation. The decoder is fed all but the last.
     n_scored : int
         How many tokens at the end are the continuation.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import Request
+    >>> Request(ids=(5, 6, 7, 8), n_scored=2).fed
+    (5, 6, 7)
     """
 
     ids: tuple[int, ...]
@@ -49,6 +55,13 @@ class Row:
         For each request, the fed tokens that follow the shared ones; may be empty.
     requests : tuple of Request
         Aligned with ``branches``.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import Request, rows_of
+    >>> (row,) = rows_of([Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5, 6), 2)])
+    >>> row.shared, row.n_tokens
+    ((1, 2, 3), 4)
     """
 
     shared: tuple[int, ...]
@@ -151,6 +164,14 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuatio
         If no token is left to be scored.
     SpecError
         If the context is empty and the tokenizer has neither BOS nor EOS.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import encode_request
+    >>> from cola_lib.models import byte_tokenizer
+    >>> request = encode_request(byte_tokenizer(), "Still waters", " run")
+    >>> len(request.ids), request.n_scored
+    (16, 4)
     """
     context, continuation = split_spaces(context, continuation)
     start = _start(tokenizer, empty_context=not context)
@@ -178,6 +199,13 @@ def rows_of(requests: Sequence[Request], *, share: bool = True) -> list[Row]:
     -------
     list of Row
         One row when they are shared. Requests that have no first token in common stay apart.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import Request, rows_of
+    >>> two = [Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5), 1)]
+    >>> len(rows_of(two)), len(rows_of(two, share=False))
+    (1, 2)
     """
     if not share or len(requests) == 1:
         return [Row(r.fed, ((),), (r,)) for r in requests]

@@ -28,6 +28,14 @@ def with_derived(scores: pd.DataFrame) -> pd.DataFrame:
         With ``nll`` and ``n_bytes`` of the gold choice, ``bits_per_byte`` (``nll / log(2) / n_bytes``) and
         ``correct`` (nullable boolean, missing for items without a choice). A choice is right if the gold
         continuation has the lowest nll per byte; of equals the first counts.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.evaluate import with_derived
+    >>> scores = pd.DataFrame({"gold": [0], "choice_nll": [(2.0, 9.0)], "choice_bytes": [(4, 5)]})
+    >>> with_derived(scores)[["nll", "n_bytes", "correct"]].to_dict("records")
+    [{'nll': 2.0, 'n_bytes': 4, 'correct': True}]
     """
     choices = list(zip(scores["choice_nll"], scores["choice_bytes"], scores["gold"], strict=True))
     nll = np.array([nll[gold] for nll, _, gold in choices], dtype=np.float64)

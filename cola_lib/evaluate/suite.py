@@ -55,6 +55,16 @@ class EvalItem:
     ------
     DataError
         If contexts and continuations do not pair up, a continuation is empty, or ``gold`` is out of range.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import EvalItem
+    >>> from cola_lib.models import byte_tokenizer
+    >>> item = EvalItem("1", "commonsense", "riddles", "Still waters run", (" deep.", " fast."), gold=0)
+    >>> item.pairs[1]
+    ('Still waters run', ' fast.')
+    >>> [request.n_scored for request in item.requests(byte_tokenizer())]
+    [6, 6]
     """
 
     id: str
@@ -108,6 +118,12 @@ class TaskCount:
         Tokens that must be run to score them.
     too_long, too_short : int
         Items that were met on the way and left out.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import TaskCount
+    >>> TaskCount("gsm8k", "math", available=624, items=10, tokens=1900).too_long
+    0
     """
 
     task: str
@@ -135,6 +151,13 @@ class Suite:
         Of the sample of items.
     counts : tuple of TaskCount
         How the items came about.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "", ("Still waters run deep.",)),), name="mine")
+    >>> suite.capabilities
+    ('language',)
     """
 
     items: tuple[EvalItem, ...]
@@ -175,6 +198,12 @@ class Task:
         Names.
     source : str
         For :func:`cola_lib.data.load_samples`.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import TASKS
+    >>> next(task for task in TASKS if task.capability == "math")
+    Task(name='gsm8k', capability='math', source='gsm8k')
     """
 
     name: str
@@ -325,6 +354,14 @@ def capability_suite(
         If a capability is not known.
     DataError
         If the budget does not hold one item of each task of a capability.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import capability_suite
+    >>> from cola_lib.models import byte_tokenizer
+    >>> suite = capability_suite(byte_tokenizer(), tokens_per_capability=2048, capabilities=["math"], max_length=400)
+    >>> suite.capabilities, {item.task for item in suite.items} == {"gsm8k", "math"}
+    (('math',), True)
     """
     for name in capabilities:
         if name not in CAPABILITIES:
@@ -402,6 +439,14 @@ def source_suite(
     document's with ``+1``, ``+2``. Windows of one document are separate items, but not independent evidence:
     an interval over items that include such windows speaks of these documents, and is too narrow for
     a claim about the language at large.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate import source_suite
+    >>> from cola_lib.models import byte_tokenizer
+    >>> suite = source_suite(byte_tokenizer(), {"sums": "gsm8k"}, tokens_per_source=2000)
+    >>> {(item.capability, item.task) for item in suite.items}
+    {('sums', 'sums')}
     """
     if not sources:
         raise DataError("a suite over no sources has no items; name at least one, as in {'de': 'multilingual:...'}")

@@ -2,7 +2,8 @@
 
 from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
+from cola_lib.experiments.engines import ENGINES, SweepResult, TaskResult, Worker, look_at_sweep, run_sweep
+from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, LabelledSet, as_spec, as_strategy
 from cola_lib.experiments.harness import harness_cell, harness_key
 from cola_lib.experiments.outside import OutsideRecipe, outside_key, run_outside
 from cola_lib.experiments.runner import (
@@ -17,26 +18,34 @@ from cola_lib.experiments.runner import (
     run_grid,
 )
 from cola_lib.experiments.selection import Selection, select, selection_key
-from cola_lib.experiments.store import ResultStore
+from cola_lib.experiments.store import ResultStore, read_scores
+from cola_lib.experiments.sweep import SetTask, Sweep, read_sweep
 from cola_lib.experiments.workspace import Workspace
 
 __all__ = [
     "CELL_COLUMNS",
     "DENSE",
+    "ENGINES",
     "RANDOM_TOKENS",
     "SET_COLUMNS",
     "TARGETS",
     "TOLERANCE",
+    "TaskResult",
     "CellKey",
     "CellResult",
     "Experiment",
     "GridResult",
     "Label",
+    "LabelledSet",
     "OutsideRecipe",
     "ResultStore",
     "Selection",
+    "SetTask",
     "SpotCheck",
+    "Sweep",
+    "SweepResult",
     "Tuning",
+    "Worker",
     "Workspace",
     "as_spec",
     "as_strategy",
@@ -45,9 +54,13 @@ __all__ = [
     "device_name",
     "harness_cell",
     "harness_key",
+    "look_at_sweep",
     "outside_key",
+    "read_scores",
+    "read_sweep",
     "run_grid",
     "run_outside",
+    "run_sweep",
     "select",
     "selection_key",
 ]

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -42,6 +42,15 @@ class CellKey:
         Of the algorithms that are in neither of the fingerprints above.
     targets : mapping of str to str or None
         Fingerprint of the inputs of each target on which the layers' errors were measured; ``None`` without.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.experiments import cell_key
+    >>> spec = method_spec("rtn", bits=3)
+    >>> key = cell_key(model="m", suite="s", spec=spec.key(), calibrated=spec.calibrated, calibration="not read")
+    >>> key.calibration is None, len(key.fingerprint)
+    (True, 20)
     """
 
     model: str
@@ -89,10 +98,21 @@ def cell_key(
     targets : mapping of str to str, optional
         Fingerprints of the targets' inputs; dropped for the dense model, which makes no errors.
 
+    Returns
+    -------
+    CellKey
+        Without what does not matter.
+
     Raises
     ------
     SpecError
         If the method reads calibration data and there is none.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import cell_key
+    >>> cell_key(model="m", suite="s") == cell_key(model="m", suite="s", calibration="what the dense model never reads")
+    True
     """
     targets = dict(sorted(targets.items())) if targets and spec is not None else None
     if not calibrated:
@@ -125,6 +145,15 @@ class CellResult:
         Of the packages that computed it.
     created : str
         ISO 8601 time in UTC.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.experiments import CellResult, cell_key
+    >>> scores = pd.DataFrame({"item": ["1"], "capability": "math", "task": "sums", "bits_per_byte": [1.2]})
+    >>> key = cell_key(model="m", suite="s")
+    >>> CellResult(key, scores, {"method": "dense"}).frame()[["method", "item", "bits_per_byte"]].to_dict("records")
+    [{'method': 'dense', 'item': '1', 'bits_per_byte': 1.2}]
     """
 
     key: CellKey
@@ -196,12 +225,15 @@ def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
     KeyError, TypeError, ValueError
         If ``plain`` is something else.
     """
+    for name, kind in _PLAIN.items():
+        if not isinstance(plain[name], kind):
+            raise TypeError(f"{name} is a {type(plain[name]).__name__}")
     rest = {name: plain[name] for name in ("labels", "device", "seconds", "versions", "created")}
     scores = pd.DataFrame({name: _column(values) for name, values in plain["scores"].items()})
     return CellResult(
         key=CellKey(**plain["key"]),
         scores=with_derived(scores) if "choice_nll" in scores else scores,
-        layers=pd.DataFrame(plain["layers"]),
+        layers=pd.DataFrame({name: _column(values) for name, values in plain["layers"].items()}),
         **rest,
     )
 
@@ -235,12 +267,42 @@ def _number(value: Any) -> int | float:
     raise TypeError(f"a result cannot hold a {type(value).__name__}")
 
 
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "key": dict,
+    "scores": dict,
+    "layers": dict,
+    "labels": dict,
+    "versions": dict,
+    "device": str,
+    "created": str,
+    "seconds": (int, float),
+}
+"""What a plain result holds."""
+
+
 def _column(values: list[Any]) -> list[Any]:
     """Turn the lists that JSON makes of tuples back into tuples."""
+    if not isinstance(values, list):
+        raise TypeError(f"a column is a {type(values).__name__}")
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose arithmetic a result rests on."""
+    """Versions of Python and of the packages whose arithmetic a result rests on.
+
+    Returns
+    -------
+    dict of str to str
+        By package.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import current_versions
+    >>> {"python", "torch"} <= current_versions().keys()
+    True
+    """
     names = ("cola-lib", "numpy", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+_version = cache(version)  # which reads and parses the package's files each time

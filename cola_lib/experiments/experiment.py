@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
@@ -16,15 +16,31 @@ from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suit
 from cola_lib.experiments.cells import Label
 from cola_lib.experiments.features import run_activations
 from cola_lib.experiments.outside import OutsideRecipe, run_outside
-from cola_lib.experiments.runner import GridResult, Tuning, run_grid
-from cola_lib.experiments.selection import Selection, select
+from cola_lib.experiments.runner import GridResult, Tuning, list_cells, run_grid
+from cola_lib.experiments.selection import Selection, select, selection_key
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
+from cola_lib.plugins import load_plugins
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
 """Source name of the control that holds no language at all."""
+
+
+class LabelledSet(NamedTuple):
+    """A calibration set that is built when its turn comes.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the set.
+    labels : mapping of str to str, int, float, bool or None
+        What a reader calls it.
+    """
+
+    build: Callable[[], CalibrationSet]
+    labels: Mapping[str, Label]
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,18 @@ class Experiment:
     overlap : {"drop", "raise", "allow"}
         What is done with samples of a dataset of your own that repeat evaluation items. They are left out and counted
         in a warning, since any large corpus of the web has some.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Experiment
+    >>> from cola_lib.models import tiny_model
+    >>> tiny_model().save("tiny")
+    >>> experiment = Experiment(
+    ...     model="tiny", n_samples=2, seq_len=16, evaluate_on={"sums": "gsm8k"}, tokens_per_capability=1600
+    ... )
+    >>> grid = experiment.run(["random tokens"], [{"method": "wanda", "sparsity": 0.5}], draws=1, progress=False)
+    >>> sorted(grid.frame["label"].unique())
+    ['dense', 'wanda 50%']
     """
 
     model: str = "smollm2-135m"
@@ -84,6 +112,9 @@ class Experiment:
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
     overlap: Literal["drop", "raise", "allow"] = "drop"
+
+    def __post_init__(self) -> None:
+        load_plugins()  # so that an unchanged notebook knows the sources and methods of `cola --plugin`
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -151,10 +182,26 @@ class Experiment:
         n_draws : int
             Of the calibration sets that they must share no text with.
         """
-        return {
-            name: self.calibration(sources, n_draws, n_draws, n_samples=self.target_samples)
-            for name, sources in self.targets.items()
-        }
+        size = (n_draws, self.target_samples, self.seq_len, self.layout, self.seed, self.overlap)
+        return self.workspace.remember(
+            ("target sets", *size),
+            lambda: {
+                name: self.calibration(sources, n_draws, n_draws, n_samples=self.target_samples)
+                for name, sources in self.targets.items()
+            },
+        )
+
+    def resized(self, n_samples: int, seq_len: int) -> Experiment:
+        """Make an experiment with calibration sets of another size, on the same loaded model.
+
+        Parameters
+        ----------
+        n_samples, seq_len : int
+            Of every calibration set.
+        """
+        other = replace(self, n_samples=n_samples, seq_len=seq_len)
+        vars(other).update(lm=self.lm, suite=self.suite, workspace=self.workspace)
+        return other
 
     def run(
         self,
@@ -224,21 +271,93 @@ class Experiment:
             If a draw is asked for that there is not.
         """
         _draws([condition.get("draw", 0) for condition in conditions], n_draws)
-        builders: list[Callable[[], CalibrationSet]] = [
-            partial(self.calibration, **{"n_draws": n_draws, **condition}) for condition in conditions
-        ]
+        sets = [self.source_set(condition, n_draws) for condition in conditions]
+        return self.run_sets(sets, methods, n_draws=n_draws, propagate=propagate, progress=progress)
+
+    def source_set(self, condition: Mapping[str, Any], n_draws: int) -> LabelledSet:
+        """Say how the set of one condition is built, and what it is called.
+
+        Parameters
+        ----------
+        condition : mapping
+            As for :meth:`run_conditions`.
+        n_draws : int
+            Into how many disjoint draws its source is divided.
+        """
+        return LabelledSet(partial(self.calibration, **{"n_draws": n_draws, **condition}), _labels(condition))
+
+    def run_sets(
+        self,
+        sets: Sequence[LabelledSet],
+        methods: Sequence[Spec | Mapping[str, Any]],
+        *,
+        n_draws: int,
+        propagate: Propagate = "original",
+        dense: bool = True,
+        tune: Tuning | None = None,
+        progress: bool = True,
+    ) -> GridResult:
+        """Evaluate every method under some calibration sets; what the other grids of capabilities come to.
+
+        Parameters
+        ----------
+        sets : sequence of LabelledSet
+            From :meth:`source_set` or :meth:`chosen_set`.
+        methods, propagate, progress
+            As in :meth:`run`.
+        n_draws : int
+            Into how many disjoint draws the sources are divided; the targets' texts are of the one after these.
+        dense : bool
+            Whether the untouched model is a cell too.
+        tune : Tuning, optional
+            Train every compressed model further before it is evaluated.
+
+        Returns
+        -------
+        GridResult
+        """
         return run_grid(
             self.lm,
-            builders,
+            [each.build for each in sets],
             [as_spec(method) for method in methods],
             self.suite,
             ResultStore(self.store, packed=self.packed),
             propagate=propagate,
-            labels=[_labels(condition) for condition in conditions],
+            labels=[each.labels for each in sets],
+            dense=dense,
             targets=self.target_sets(n_draws),
             workspace=self.workspace,
             spot_check=self.spot_check,
+            tune=tune,
             progress=progress,
+        )
+
+    def list_sets(
+        self,
+        sets: Sequence[LabelledSet],
+        methods: Sequence[Spec | Mapping[str, Any]],
+        *,
+        n_draws: int,
+        propagate: Propagate = "original",
+        dense: bool = True,
+    ) -> dict[str, bool]:
+        """Name the cells of :meth:`run_sets`, and say which are in the store; no cell is computed.
+
+        Parameters
+        ----------
+        sets, methods, n_draws, propagate, dense
+            As in :meth:`run_sets`.
+        """
+        return list_cells(
+            self.lm,
+            [each.build for each in sets],
+            [as_spec(method) for method in methods],
+            self.suite,
+            ResultStore(self.store, packed=self.packed),
+            propagate=propagate,
+            labels=[each.labels for each in sets],
+            dense=dense,
+            targets=self.target_sets(n_draws),
         )
 
     def pool(self, sources: Sequence[str], draw: int = 0, n_draws: int = 1, *, limit: int | None = None) -> Pool:
@@ -321,6 +440,35 @@ class Experiment:
             draw=draw,
         )
 
+    def has_chosen(
+        self,
+        chooser: Strategy,
+        pool: Sequence[str],
+        *,
+        draw: int = 0,
+        n_draws: int = 1,
+        target: str | None = None,
+        limit: int | None = None,
+    ) -> bool:
+        """Whether the store holds what a strategy chooses, so that :meth:`select` reads it.
+
+        Parameters
+        ----------
+        chooser, pool, draw, n_draws, target, limit
+            As in :meth:`select`.
+        """
+        key = selection_key(
+            self.lm,
+            chooser,
+            self.pool(pool, draw, n_draws, limit=limit),
+            self.seq_len,
+            self.n_samples,
+            None,
+            self.target(target, n_draws) if target is not None else None,
+            draw,
+        )
+        return key in ResultStore(self.store, packed=self.packed)
+
     def run_strategies(
         self,
         strategies: Sequence[Strategy | str | Mapping[str, Any]],
@@ -366,20 +514,8 @@ class Experiment:
         """
         wanted, divided = _draws(draws, n_draws)
         sizes = {"n_draws": divided, "limit": limit, "n_samples": n_samples, "n_tokens": n_tokens}
-        sets, labels = self._choices(strategies, pool, targets, wanted, sizes)
-        return run_grid(
-            self.lm,
-            sets,
-            [as_spec(method) for method in methods],
-            self.suite,
-            ResultStore(self.store, packed=self.packed),
-            labels=labels,
-            targets=self.target_sets(divided),
-            workspace=self.workspace,
-            spot_check=self.spot_check,
-            tune=tune,
-            progress=progress,
-        )
+        sets = self._choices(strategies, pool, targets, wanted, sizes)
+        return self.run_sets(sets, methods, n_draws=divided, tune=tune, progress=progress)
 
     def try_strategies(
         self,
@@ -412,14 +548,14 @@ class Experiment:
             for name, sources in self.targets.items()
         }
         sizes = {"n_draws": draws + 1, "limit": limit}
-        sets, labels = self._choices(strategies, pool, targets, range(draws), sizes)
+        sets = self._choices(strategies, pool, targets, range(draws), sizes)
         return run_grid(
             self.lm,
-            sets,
+            [each.build for each in sets],
             [as_spec(method) for method in methods],
             None,
             ResultStore(self.store, packed=self.packed),
-            labels=labels,
+            labels=[each.labels for each in sets],
             dense=False,
             targets=judges,
             workspace=self.workspace,
@@ -454,15 +590,15 @@ class Experiment:
         GridResult
         """
         sizes = {"n_draws": draws, "limit": limit}
-        sets, labels = self._choices(strategies, pool, targets, range(draws), sizes)
+        sets = self._choices(strategies, pool, targets, range(draws), sizes)
         return run_outside(
             self.lm,
-            sets,
+            [each.build for each in sets],
             recipe,
             self.suite,
             ResultStore(self.store, packed=self.packed),
             python=python,
-            labels=labels,
+            labels=[each.labels for each in sets],
             workspace=self.workspace,
             progress=progress,
         )
@@ -474,20 +610,32 @@ class Experiment:
         targets: Sequence[str],
         draws: Sequence[int],
         sizes: Mapping[str, Any],
-    ) -> tuple[list[Callable[[], CalibrationSet]], list[dict[str, Label]]]:
+    ) -> list[LabelledSet]:
         """List what every strategy is to choose from every pool, each when its turn comes, and how it is labelled."""
-        conditions = [
-            {"chooser": chooser, "draw": draw, "target": target}
+        return [
+            self.chosen_set(chooser, pool, draw=draw, target=target, **sizes)
             for draw in draws
             for chooser in map(as_strategy, strategies)
             for target in (targets if chooser.needs_target else (None,))
         ]
 
-        def build(condition: Mapping[str, Any]) -> CalibrationSet:
-            return self.select(pool=pool, **condition, **sizes).rows
+    def chosen_set(
+        self, chooser: Strategy, pool: Sequence[str], *, draw: int = 0, target: str | None = None, **sizes: Any
+    ) -> LabelledSet:
+        """Say how a strategy's choice is had, and what it is called.
 
-        labels = [{"source": c["chooser"].label, "draw": c["draw"], "target": c["target"]} for c in conditions]
-        return [partial(build, condition) for condition in conditions], labels
+        Parameters
+        ----------
+        chooser, pool, draw, target
+            As in :meth:`select`.
+        **sizes
+            Other arguments of :meth:`select`.
+        """
+
+        def build() -> CalibrationSet:
+            return self.select(chooser, pool, draw=draw, target=target, **sizes).rows
+
+        return LabelledSet(build, {"source": chooser.label, "draw": draw, "target": target})
 
     def activations(
         self, sources: Sequence[str | Sequence[str]], *, draws: int | Sequence[int] = 3, n_draws: int | None = None
@@ -546,16 +694,25 @@ def as_strategy(given: Strategy | str | Mapping[str, Any]) -> Strategy:
     given : Strategy, str or mapping
         A mapping needs a ``strategy``; the rest are its options.
 
+    Returns
+    -------
+    Strategy
+        With its options.
+
     Raises
     ------
     SpecError
-        If a mapping names no strategy.
+        If a mapping names no strategy, or it is something else.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import as_strategy
+    >>> as_strategy("random").label, as_strategy({"strategy": "perplexity", "order": "middle"}).label
+    ('random', 'perplexity(order=middle)')
     """
     if isinstance(given, Strategy):
         return given
-    options = {"strategy": given} if isinstance(given, str) else dict(given)
-    if "strategy" not in options:
-        raise SpecError(f"a strategy is written as {{'strategy': 'cola', 'domain': False}}, and this has none: {given}")
+    options = _named({"strategy": given} if isinstance(given, str) else given, "strategy", "'cola', 'domain': False")
     return strategy(options.pop("strategy"), **options)
 
 
@@ -567,17 +724,36 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
     method : PruneSpec, QuantSpec or mapping
         A mapping needs a ``method``; the rest are its options.
 
+    Returns
+    -------
+    PruneSpec, QuantSpec or LowRankSpec
+        Checked.
+
     Raises
     ------
     SpecError
-        If a mapping names no method.
+        If a mapping names no method, or it is something else.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import as_spec
+    >>> as_spec({"method": "wanda", "pattern": "2:4"}).label
+    'wanda 2:4'
     """
-    if not isinstance(method, Mapping):
+    if is_dataclass(method) and not isinstance(method, type):
         return method
-    options = dict(method)
-    if "method" not in options:
-        raise SpecError(f"a method is written as {{'method': 'gptq', 'bits': 3}}, and this has no 'method': {method}")
+    options = _named(method, "method", "'gptq', 'bits': 3")
     return method_spec(options.pop("method"), **options)
+
+
+def _named(given: Any, kind: str, example: str) -> dict[str, Any]:
+    """Options with a name among them, all of whose keys are texts."""
+    if not isinstance(given, Mapping) or not isinstance(given.get(kind), str):
+        raise SpecError(f"a {kind} is written as {{{kind!r}: {example}}}, and this has no {kind!r}: {given!r}")
+    for option in given:
+        if not isinstance(option, str):
+            raise SpecError(f"{kind} {given[kind]!r}: an option is named by a text, and not by {option!r}")
+    return dict(given)
 
 
 def _names(source: str | Sequence[str]) -> list[str]:

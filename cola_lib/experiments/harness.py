@@ -77,6 +77,20 @@ def harness_key(lm: LanguageModel, suite: HarnessSuite) -> CellKey:
         The model as it is evaluated.
     suite : HarnessSuite
         Of packaged items.
+
+    Returns
+    -------
+    CellKey
+        Of its cell.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import harness_suite
+    >>> from cola_lib.experiments import harness_key
+    >>> from cola_lib.models import tiny_model
+    >>> one, other = (harness_key(tiny_model(), harness_suite("piqa", limit=n)) for n in (2, 3))
+    >>> one.fingerprint != other.fingerprint
+    True
     """
     return CellKey(
         model=lm.fingerprint,

@@ -52,6 +52,12 @@ class OutsideRecipe:
         Share of the mean diagonal that is added to the Hessian's diagonal.
     version : str
         Of the tool, which is part of what a result is named by.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import OutsideRecipe
+    >>> OutsideRecipe(bits=3, act_order=True).label
+    'llm-compressor gptq 3-bit act-order'
     """
 
     bits: int = 4
@@ -154,6 +160,24 @@ def outside_key(lm: LanguageModel, rows: CalibrationSet, recipe: OutsideRecipe, 
     ----------
     lm, rows, recipe, suite
         As in :func:`run_outside`.
+
+    Returns
+    -------
+    CellKey
+        Of its cell.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import OutsideRecipe, outside_key
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> keys = [outside_key(lm, rows, OutsideRecipe(bits=bits), suite) for bits in (3, 4)]
+    >>> keys[0].fingerprint != keys[1].fingerprint
+    True
     """
     return cell_key(
         model=lm.fingerprint,

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,6 +74,13 @@ class SpotCheck:
         Method, source and draw.
     largest : float
         Largest difference of a capability's bits per byte, as a share of the stored value.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import SpotCheck, TOLERANCE
+    >>> check = SpotCheck("002f198e4ef079897ad1", "gptq 3-bit on c4, draw 1", largest=0.0001)
+    >>> check.largest < TOLERANCE
+    True
     """
 
     cell: str
@@ -101,6 +108,22 @@ class GridResult:
         Wall time of the whole call.
     checks : tuple of SpotCheck
         Stored cells that were computed again, and agreed.
+    cells : mapping of str to mapping
+        The labels of each cell, by the name that it has in the store.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> grid = run_grid(lm, [rows], [method_spec("wanda", sparsity=0.5)], suite, ResultStore("results"), progress=False)
+    >>> grid.n_computed, grid.n_read, len(grid.layers)
+    (2, 0, 14)
     """
 
     frame: pd.DataFrame
@@ -110,6 +133,7 @@ class GridResult:
     device: str
     seconds: float
     checks: tuple[SpotCheck, ...] = ()
+    cells: Mapping[str, Mapping[str, Label]] = field(default_factory=dict)
 
     @property
     def provenance(self) -> str:
@@ -129,6 +153,7 @@ class GridResult:
             device=self.device,
             seconds=self.seconds + other.seconds,
             checks=self.checks + other.checks,
+            cells={**other.cells, **self.cells},
         )
 
 
@@ -144,6 +169,15 @@ class Tuning:
         On what.
     name : str
         What it is called behind a method's label.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments import Tuning
+    >>> from cola_lib.finetune import TuneSpec
+    >>> from cola_lib.models import byte_tokenizer
+    >>> Tuning(TuneSpec(steps=2), random_tokens_set(byte_tokenizer(), 4, 16)).name
+    'tuned'
     """
 
     spec: TuneSpec
@@ -227,6 +261,23 @@ def run_grid(
         If the store cannot be read or written; found out before anything is computed.
     EvidenceError
         If the cell that is computed again differs from what is stored by more than :data:`TOLERANCE`.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> specs = [method_spec("wanda", sparsity=0.5), method_spec("gptq", bits=3, group_size=16)]
+    >>> for _ in range(2):
+    ...     grid = run_grid(lm, [rows], specs, suite, ResultStore("results"), progress=False)
+    ...     print(grid.n_computed, grid.n_read)
+    3 0
+    0 3
     """
     began = time.perf_counter()
     if propagate not in PROPAGATE:
@@ -236,21 +287,12 @@ def run_grid(
     sets = _labelled(calibration_sets, labels)
     specs = [settle(lm, spec) for spec in specs]
     grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace(), tune)
-    alone = [spec for spec in specs if not spec.calibrated]
-    tuned = [spec for spec in specs if spec.calibrated]
-    total = dense + len(alone) + len(tuned) * len(sets)
+    n_tuned = sum(spec.calibrated for spec in specs)
+    total = dense + len(specs) - n_tuned + n_tuned * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
     stored: list[tuple[_Cell, CellResult, LazySet | None]] = []
     with tqdm(total=total, unit="cell", desc="grid", disable=not progress) as bar:
-        cells = [grid.cell(spec) for spec in ([None] if dense else []) + alone]
-        for cell, result, read in grid.run(cells, None):
-            found.append((cell, result))
-            stored += [(cell, result, None)] * read
-            bar.set_postfix_str(grid.describe(cell), refresh=False)
-            bar.update()
-        for build, own in sets if tuned else ():
-            calibration = build() if callable(build) else build
-            cells = [grid.cell(spec, calibration, own) for spec in tuned]
+        for cells, calibration, build in _asked(grid, sets, specs, dense):
             for cell, result, read in grid.run(cells, calibration):
                 found.append((cell, result))
                 stored += [(cell, result, build)] * read
@@ -265,7 +307,49 @@ def run_grid(
         device=device_name(lm.device),
         seconds=time.perf_counter() - began,
         checks=checks,
+        cells={cell.key.fingerprint: cell.labels for cell, _ in found},
     )
+
+
+def _asked(
+    grid: _Grid, sets: Sequence[tuple[LazySet, Mapping[str, Label]]], specs: Sequence[Spec], dense: bool
+) -> Iterator[tuple[list[_Cell], CalibrationSet | None, LazySet | None]]:
+    """Name the cells of a grid: first those that read no data, then set by set, each built when its turn comes."""
+    alone = [spec for spec in specs if not spec.calibrated]
+    tuned = [spec for spec in specs if spec.calibrated]
+    yield [grid.cell(spec) for spec in [*([None] if dense else []), *alone]], None, None
+    for build, own in sets if tuned else ():
+        calibration = build() if callable(build) else build
+        yield [grid.cell(spec, calibration, own) for spec in tuned], calibration, build
+
+
+def list_cells(
+    lm: LanguageModel,
+    calibration_sets: Sequence[LazySet],
+    specs: Sequence[Spec],
+    suite: Suite,
+    store: ResultStore,
+    *,
+    propagate: Propagate = "original",
+    labels: Sequence[Mapping[str, Label]] | None = None,
+    dense: bool = True,
+    targets: Mapping[str, CalibrationSet] | None = None,
+) -> dict[str, bool]:
+    """Name the cells that :func:`run_grid` would read or compute, and compute none.
+
+    Parameters
+    ----------
+    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets
+        As in :func:`run_grid`.
+
+    Returns
+    -------
+    dict of str to bool
+        Whether each cell is in the store, by its name there.
+    """
+    grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None)
+    asked = _asked(grid, _labelled(calibration_sets, labels), [settle(lm, spec) for spec in specs], dense)
+    return {cell.key.fingerprint: cell.key in store for cells, *_ in asked for cell in cells}
 
 
 class _Grid:
@@ -532,5 +616,17 @@ def device_name(device: torch.device) -> str:
     ----------
     device : torch.device
         A GPU gets its product name.
+
+    Returns
+    -------
+    str
+        ``"cpu"`` or the GPU's product name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.experiments import device_name
+    >>> isinstance(device_name(torch.device("cpu")), str)
+    True
     """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

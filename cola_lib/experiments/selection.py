@@ -32,6 +32,19 @@ class Selection:
         What choosing took, with everything that was not measured on the pool before.
     stored : bool
         Whether it was in the store.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments import ResultStore, select
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
+    >>> for _ in range(2):
+    ...     found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
+    ...     print(found.rows.n_samples, found.stored)
+    2 False
+    2 True
     """
 
     rows: CalibrationSet
@@ -78,6 +91,17 @@ def select(
     Returns
     -------
     Selection
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments import ResultStore, select
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
+    >>> found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
+    >>> found.rows.name, found.stored
+    ('random', False)
     """
     target = target if chooser.needs_target else None
     key = selection_key(lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
@@ -123,8 +147,25 @@ def selection_key(
     ----------
     lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed
         As in :func:`select`.
+
+    Returns
+    -------
+    CellKey
+        Of the choice.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments import selection_key
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine")]})
+    >>> asked = {"seq_len": 16, "n_samples": 1, "n_tokens": None, "target": None, "seed": 0}
+    >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
+    'random'
     """
     vocabulary = fingerprint(lm.tokenizer.get_vocab())
+    own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed, "tokenizer": vocabulary}
     wanted: Mapping[str, str] | None = None
     if target is not None:
@@ -133,7 +174,7 @@ def selection_key(
     return CellKey(
         model=lm.fingerprint,
         suite="selection",
-        spec={"strategy": chooser.name, **asdict(chooser), **size},
+        spec={"strategy": chooser.name, **asdict(chooser), **size, **own},
         calibration=pool.fingerprint,
         propagate=None,
         revisions=revisions("curate", "split", "tokenize"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from cola_lib.errors import StoreError
@@ -29,7 +30,32 @@ log = logging.getLogger(__name__)
 FORMAT = "cola-cell/1"
 """Written into every file; raised when the layout of the file changes."""
 
+_FORMAT = re.compile(r"cola-cell/\d+")
 _NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
+
+
+def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Find the file system of a store.
+
+    Parameters
+    ----------
+    url : str
+        A local folder, or any URL that fsspec knows.
+
+    Returns
+    -------
+    (AbstractFileSystem, str)
+        The file system, and the store's folder in it.
+
+    Raises
+    ------
+    StoreError
+        If the URL's protocol is not known, or what it leads through is not there.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise StoreError(f"result store {url}: {error}") from error
 
 
 class ResultStore:
@@ -59,15 +85,24 @@ class ResultStore:
     Safe against a kill at any moment and against several writers: a local file is written under a temporary
     name in the same folder, flushed to the disk, and renamed; on other file systems it is put in one request.
     Writers of one cell write the same numbers, and the last one stays. A kill may leave a hidden ``.tmp`` file
-    behind, which nothing reads.
+    behind, which nothing reads. A file whose format is that of another version of this library is neither read nor
+    moved nor replaced: that version still needs it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.experiments import CellResult, ResultStore, cell_key
+    >>> scores = pd.DataFrame({"item": ["1"], "capability": "math", "task": "sums", "bits_per_byte": [1.2]})
+    >>> key = cell_key(model="m", suite="s")
+    >>> store = ResultStore("results")
+    >>> store.put(CellResult(key, scores, {"method": "dense"}))
+    >>> store.keys() == [key.fingerprint], store.get(key).labels
+    (True, {'method': 'dense'})
     """
 
     def __init__(self, url: str | os.PathLike[str], *, packed: Sequence[str | os.PathLike[str]] = ()) -> None:
         self.url = os.fspath(url)
-        try:
-            self._fs, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"result store {self.url}: {error}") from error
+        self._fs, root = open_store(self.url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cells = posixpath.join(root, "cells")
         self._aside = posixpath.join(root, "quarantine")
@@ -97,7 +132,7 @@ class ResultStore:
         Raises
         ------
         StoreError
-            If the store cannot be read.
+            If the store cannot be read, or the cell has the format of another version of this library.
         """
         name = key if isinstance(key, str) else key.fingerprint
         path = self._path(name)
@@ -107,6 +142,11 @@ class ResultStore:
                 return _decode(data, name)
             except _DamageError as damage:
                 self._quarantine(path, str(damage))
+            except _OtherVersionError as error:
+                raise StoreError(
+                    f"{path} was written by another version of cola-lib: it has format {error}, and this version "
+                    f"reads {FORMAT}. It is left as it is; use that version, or another folder for the results"
+                ) from None
         with _packed_errors(", ".join(self._packed_urls)):
             return self._below().get(name)
 
@@ -180,6 +220,59 @@ class ResultStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
+    def size_of(self, key: CellKey | str) -> int:
+        """Bytes that a cell takes in the store.
+
+        Parameters
+        ----------
+        key : CellKey or str
+            Of a cell that is there, not in a packed file.
+
+        Raises
+        ------
+        StoreError
+            If it is not there.
+        """
+        name = key if isinstance(key, str) else key.fingerprint
+        data = self._read(self._path(name))
+        if data is None:
+            raise StoreError(f"{self.url}: cell {name} is not there")
+        return len(data)
+
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[str]:
+        """Leave a mark in the store, by which other machines can tell that they see the same one.
+
+        Yields
+        ------
+        str
+            For :meth:`has_mark`. It is gone afterwards.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be written.
+        """
+        mark = f".mark-{secrets.token_hex(8)}"
+        path = posixpath.join(self._cells, mark)
+        self._write(path, b"mark")
+        try:
+            yield mark
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(path)
+
+    def has_mark(self, mark: str) -> bool:
+        """Whether a mark is there.
+
+        Parameters
+        ----------
+        mark : str
+            From :meth:`marked`.
+        """
+        self._fs.invalidate_cache()
+        return self._read(posixpath.join(self._cells, mark)) is not None
+
     # -- packing
 
     def pack(self, path: str | os.PathLike[str], cells: Iterable[CellKey | str] | None = None) -> int:
@@ -207,7 +300,10 @@ class ResultStore:
         Floating-point numbers are kept in float32, which likelihoods already are.
         """
         results = list(self) if cells is None else [self._require(key) for key in cells]
-        data = write_packed(sorted(results, key=lambda result: result.key.fingerprint))
+        try:
+            data = write_packed(sorted(results, key=lambda result: result.key.fingerprint))
+        except (pa.ArrowException, TypeError) as error:
+            raise StoreError(f"cells of {self.url} have columns that do not go together: {error}") from error
         try:
             _replace(Path(path), data)
         except OSError as error:
@@ -303,8 +399,38 @@ class ResultStore:
             ) from error
 
 
+def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
+    """All scores of a store or of a packed file.
+
+    Parameters
+    ----------
+    where : str or path
+        Folder or URL of a store, or a packed file, whose name ends in ``.parquet``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As from :meth:`ResultStore.to_frame`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or holds no scores.
+    """
+    packed = os.fspath(where).endswith(".parquet")
+    store = ResultStore("memory://nothing-of-its-own", packed=[where]) if packed else ResultStore(where)
+    frame = store.to_frame()
+    if frame.empty:
+        raise StoreError(f"{os.fspath(where)} holds no scores; notebooks write them: run make book, or cola notebook")
+    return frame
+
+
 class _DamageError(Exception):
     """A file's bytes are not those of the cell that its name says."""
+
+
+class _OtherVersionError(Exception):
+    """A file has a format that this version does not read."""
 
 
 def _encode(result: CellResult) -> bytes:
@@ -317,16 +443,19 @@ def _encode(result: CellResult) -> bytes:
 def _decode(data: bytes, name: str) -> CellResult:
     try:
         outer = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise _DamageError(f"truncated or altered: {error}") from error
-    if not isinstance(outer, dict) or outer.get("format") != FORMAT:
+    said = outer.get("format") if isinstance(outer, dict) else None
+    if said != FORMAT:
+        if isinstance(said, str) and _FORMAT.fullmatch(said):
+            raise _OtherVersionError(said)
         raise _DamageError(f"not a file of format {FORMAT}")
     try:
         cell = outer["cell"]
         if text_digest(plain_text(cell)) != outer["sha256"]:
             raise _DamageError("its checksum does not match")
         result = result_from_plain(cell)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _DamageError(f"not a cell: {error!r}") from error
     if result.key.fingerprint != name:
         raise _DamageError(f"it holds cell {result.key.fingerprint}")

@@ -26,6 +26,16 @@ class Workspace:
     a set whose first rows are the last set's is walked over its other rows only: that is what makes a study of
     sample amounts as cheap as its largest set. The order of summation then differs from that of one long walk, and
     with it the last digits.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments import Workspace
+    >>> from cola_lib.models import tiny_model
+    >>> lm, workspace = tiny_model(), Workspace()
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> workspace.statistics(lm, rows) is workspace.statistics(lm, rows)
+    True
     """
 
     def __init__(self) -> None:
@@ -85,6 +95,13 @@ class Workspace:
         found = LayerStatistics(found.inputs, found.model, (calibration.fingerprint,))
         self._last = (calibration, found)
         return found
+
+    def forget_set(self) -> None:
+        """Drop the last calibration set's statistics, so that the next set is walked by itself.
+
+        Its numbers then do not depend, in their last digits, on what was computed before it.
+        """
+        self._last = None
 
     def _beginning(self, lm: LanguageModel, calibration: CalibrationSet) -> tuple[LayerStatistics | None, int]:
         """Statistics of the set's first rows, if they are known, and how many rows these are."""

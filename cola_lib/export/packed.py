@@ -60,6 +60,17 @@ class Export:
         What vLLM does not read of it, or not in its fast kernels; a sentence each.
     format : str
         Name of the format.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.export import export_quantized
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> spec = method_spec("rtn", bits=4, group_size=32, symmetric=True)
+    >>> written = export_quantized(lm, compress(lm, spec, progress=False, keep_codes=True), "packed", dtype="float32")
+    >>> written.format, written.layer_bytes < written.dense_layer_bytes
+    ('pack-quantized', True)
     """
 
     folder: Path
@@ -89,6 +100,12 @@ def check_exportable(spec: Spec) -> None:
     SpecError
         If it does not quantize, leaves groups scattered over the columns of a layer, or rounds activations otherwise
         than to 8 bits with weights of 8 bits.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.export import check_exportable
+    >>> check_exportable(method_spec("gptq", bits=4))  # silent: packed integers can hold it
     """
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} makes no integers to pack; save its result as an ordinary checkpoint")
@@ -113,6 +130,18 @@ def format_of(spec: QuantSpec) -> str:
     ----------
     spec : QuantSpec
         What was done to it.
+
+    Returns
+    -------
+    str
+        ``"pack-quantized"``, or ``"int-quantized"`` where activations are rounded too.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.export import format_of
+    >>> format_of(method_spec("gptq", bits=4)), format_of(method_spec("smoothquant"))
+    ('pack-quantized', 'int-quantized')
     """
     return FORMAT if spec.act_bits is None else INT_FORMAT
 
@@ -129,6 +158,15 @@ def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
     -------
     tuple of str
         Empty if there is nothing to say.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.export import vllm_limits
+    >>> vllm_limits(method_spec("gptq", bits=4, group_size=128, symmetric=True))
+    ()
+    >>> len(vllm_limits(method_spec("gptq", bits=3, group_size=128)))
+    2
     """
     if spec.act_bits is not None:
         return ()
@@ -157,6 +195,14 @@ def quantization_config(spec: QuantSpec, ignore: Iterable[str]) -> dict[str, Any
     -------
     dict
         Plain data.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.export import quantization_config
+    >>> config = quantization_config(method_spec("gptq", bits=4, group_size=64), ignore=["lm_head"])
+    >>> config["format"], config["config_groups"]["group_0"]["weights"]["num_bits"]
+    ('pack-quantized', 4)
     """
     whole_rows = spec.group_size == -1
     weights = {
@@ -218,6 +264,16 @@ def packed_tensors(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Ten
     ------
     SpecError
         If groups are scattered.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import QuantizedWeight
+    >>> from cola_lib.export import packed_tensors
+    >>> codes, zero = torch.tensor([[8, 15]], dtype=torch.uint8), torch.tensor([[8]], dtype=torch.uint8)
+    >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=4, symmetric=True)
+    >>> {name: tensor.tolist() for name, tensor in packed_tensors(weight, torch.float32).items()}
+    {'weight_packed': [[248]], 'weight_scale': [[0.5]], 'weight_shape': [1, 2]}
     """
     if weight.group_index is not None:
         raise SpecError("groups that are scattered over the columns cannot be packed; quantize with static_groups")
@@ -248,6 +304,17 @@ def int_tensors(weight: QuantizedWeight, rounding: InputRounding, dtype: torch.d
     -------
     dict of str to Tensor
         By the name that follows the layer's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import QuantizedWeight
+    >>> from cola_lib.export import int_tensors
+    >>> from cola_lib.models import InputRounding
+    >>> codes, zero = torch.tensor([[128, 255]], dtype=torch.uint8), torch.tensor([[128]], dtype=torch.uint8)
+    >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=8, symmetric=True)
+    >>> {name: tensor.tolist() for name, tensor in int_tensors(weight, InputRounding(8), torch.float32).items()}
+    {'weight': [[0, 127]], 'weight_scale': [[0.5]]}
     """
     tensors = {
         "weight": (weight.codes.to(torch.int16) - 2 ** (weight.bits - 1)).to(torch.int8),
@@ -297,6 +364,18 @@ def export_quantized(
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
     SpecError
         If the format cannot hold the result, codes were not kept, or the model has changed since.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.export import export_quantized
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> spec = method_spec("rtn", bits=4, group_size=32, symmetric=True)
+    >>> report = compress(lm, spec, progress=False, keep_codes=True)
+    >>> written = export_quantized(lm, report, "packed")
+    >>> written.format, written.dtype
+    ('pack-quantized', 'bfloat16')
     """
     check_exportable(report.spec)
     if lm.streamed is not None:

@@ -31,6 +31,13 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     ----------
     ``pack_to_int32`` of compressed-tensors since 0.18. Before, codes of 3, 5, 6 and 7 bits did not cross a word; those
     of 1, 2, 4 and 8 bits are as they were.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.export import pack_rows
+    >>> pack_rows(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4).tolist()  # 1 + 2 * 16 + 3 * 256
+    [[801]]
     """
     n_rows, n = codes.shape
     words = -(-n * bits // WORD)

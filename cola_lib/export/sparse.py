@@ -37,6 +37,13 @@ class LayerSparsity:
         How many entries are zero.
     two_four : float
         Share of the groups of four neighbouring inputs with at least two zeros; 1 for 2:4 sparsity.
+
+    Examples
+    --------
+    >>> from cola_lib.export import LayerSparsity
+    >>> layer = LayerSparsity("model.layers.0.mlp.up_proj", d_out=4, d_in=8, zeros=16, two_four=1.0)
+    >>> layer.sparsity
+    0.5
     """
 
     layer: str
@@ -61,6 +68,17 @@ class SparsityReport:
         Linear layers of the blocks, in order.
     parameters : int
         All parameters of the model, tied ones once: with embeddings and norms, which are not pruned.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.export import sparsity_of
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> _ = compress(lm, method_spec("magnitude", pattern="2:4"), progress=False)
+    >>> report = sparsity_of(lm)
+    >>> report.sparsity, report.is_two_four, report.of_all < report.sparsity
+    (0.5, True, True)
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -140,6 +158,13 @@ def sparsity_of(lm: LanguageModel) -> SparsityReport:
     Returns
     -------
     SparsityReport
+
+    Examples
+    --------
+    >>> from cola_lib.export import sparsity_of
+    >>> from cola_lib.models import tiny_model
+    >>> sparsity_of(tiny_model()).sparsity
+    0.0
     """
     layers = []
     for index in range(len(lm.blocks)):
@@ -177,6 +202,16 @@ def export_sparse(
         If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
     SpecError
         If the model was not pruned, or rounds its activations.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import compress, method_spec
+    >>> from cola_lib.export import export_sparse
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> report = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
+    >>> export_sparse(lm, report, "pruned").sparsity
+    0.5
     """
     check_dense(lm)
     if not isinstance(report.spec, PruneSpec):

@@ -1,20 +1,22 @@
-"""Figures from tidy records. None computes a result; each returns a matplotlib figure."""
+"""Figures from tidy records. None computes a result; each returns a matplotlib figure, or one that a page draws."""
 
 from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatmap
 from cola_lib.figures.curves import interval_curves
 from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
+from cola_lib.figures.interactive import InteractiveFigure, interactive_map, interval_explorer
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
 from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
-from cola_lib.figures.shares import stacked_shares
+from cola_lib.figures.shares import stacked_bars, stacked_shares
 from cola_lib.figures.style import METHOD_ORDER, in_order, use_style
 from cola_lib.figures.verdicts import verdict_strip
 
 __all__ = [
     "METHOD_ORDER",
+    "InteractiveFigure",
     "activation_map",
     "agreement_scatter",
     "correlation_forest",
@@ -23,8 +25,10 @@ __all__ = [
     "depth_profiles",
     "growth_curves",
     "in_order",
+    "interactive_map",
     "interval_curves",
     "interval_dots",
+    "interval_explorer",
     "lines",
     "matched_heatmap",
     "matrix_heatmap",
@@ -32,6 +36,7 @@ __all__ = [
     "retention_heatmap",
     "scaled_heatmaps",
     "set_overview",
+    "stacked_bars",
     "stacked_shares",
     "use_style",
     "verdict_strip",

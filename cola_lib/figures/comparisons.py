@@ -37,6 +37,23 @@ def retention_heatmap(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import retention_heatmap
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "source": ["c4", "code"] * 2,
+    ...         "label": ["wanda 50%"] * 2 + ["gptq 3-bit"] * 2,
+    ...         "capability": "math",
+    ...         "value": [0.80, 0.75, 0.92, 0.90],
+    ...     }
+    ... )
+    >>> table = table.assign(low=table["value"] - 0.03, high=table["value"] + 0.03)
+    >>> figure = retention_heatmap(table, row="source", column="capability", facet="label")
+    >>> len(figure.axes)
+    3
     """
     facets = in_order(table[facet].unique())
     rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
@@ -87,6 +104,15 @@ def matrix_heatmap(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import matrix_heatmap
+    >>> table = pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=["c4", "code"], columns=["c4", "code"])
+    >>> figure = matrix_heatmap({"overlap": table}, xlabel="source", ylabel="source", label="share")
+    >>> len(figure.axes)
+    2
     """
     n_rows, n_columns = next(iter(tables.values())).shape
     size = {"width": max(0.75 * n_columns, 1.8), "height": max(0.45 * n_rows + 0.4, 1.8)}
@@ -152,6 +178,15 @@ def lines(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import lines
+    >>> table = pd.DataFrame({"n": [1, 2] * 2, "error": [0.4, 0.3, 0.2, 0.1], "label": ["wanda"] * 2 + ["gptq"] * 2})
+    >>> figure = lines(table, x="n", y="error", hue="label", xlabel="samples", ylabel="error")
+    >>> len(figure.axes)
+    1
     """
     facets = list(dict.fromkeys(table[facet])) if facet else [None]
     figure, axes = plt.subplots(

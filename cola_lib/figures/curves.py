@@ -49,6 +49,19 @@ def interval_curves(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import interval_curves
+    >>> table = pd.DataFrame({"n": [8, 32] * 2, "label": ["wanda"] * 2 + ["gptq"] * 2, "capability": "math"})
+    >>> table["value"] = [0.7, 0.8, 0.85, 0.9]
+    >>> table = table.assign(low=table["value"] - 0.03, high=table["value"] + 0.03)
+    >>> figure = interval_curves(
+    ...     table, x="n", hue="label", column="capability", xlabel="samples", ylabel="retained (%)"
+    ... )
+    >>> len(figure.axes)
+    1
     """
     columns = list(dict.fromkeys(table[column]))
     rows = list(dict.fromkeys(table[row])) if row else [None]

@@ -35,6 +35,18 @@ def matched_heatmap(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import matched_heatmap
+    >>> table = pd.DataFrame({"source": ["de", "de", "fr", "fr"], "target": ["de", "fr"] * 2, "label": "wanda 50%"})
+    >>> table["value"] = [0.05, -0.01, -0.02, 0.04]
+    >>> figure = matched_heatmap(
+    ...     table, row="source", column="target", facet="label", xlabel="scored", ylabel="calibrated", label="gain (%)"
+    ... )
+    >>> len(figure.axes)
+    2
     """
     facets = in_order(table[facet].unique())
     rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))

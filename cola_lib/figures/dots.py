@@ -50,6 +50,23 @@ def interval_dots(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import interval_dots
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "source": ["c4", "code"] * 2,
+    ...         "label": ["wanda 50%"] * 2 + ["gptq 3-bit"] * 2,
+    ...         "capability": "math",
+    ...         "value": [0.80, 0.75, 0.92, 0.90],
+    ...     }
+    ... )
+    >>> table = table.assign(low=table["value"] - 0.03, high=table["value"] + 0.03)
+    >>> figure = interval_dots(table, row="source", facet="label", xlabel="retained (%)")
+    >>> len(figure.axes)
+    2
     """
     facets = list(dict.fromkeys(table[facet]))
     rows = list(dict.fromkeys(table[row])) if hue else in_order(table[row].unique())

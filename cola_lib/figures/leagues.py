@@ -25,6 +25,16 @@ def critical_difference(table: pd.DataFrame, critical: float, *, row: str = "sou
     -------
     Figure
         Rank 1, the best, on the left. A grey bar spans competitors of which no two are told apart.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import critical_difference
+    >>> table = pd.DataFrame({"source": ["cola", "zipcal", "random"], "rank": [1.2, 2.0, 2.8]})
+    >>> table = table.assign(low=table["rank"] - 0.3, high=table["rank"] + 0.3)
+    >>> figure = critical_difference(table, critical=0.9)
+    >>> len(figure.axes)
+    1
     """
     names, ranks = table[row].tolist(), table["rank"].to_numpy()
     height = 0.3 * len(names)
@@ -72,6 +82,16 @@ def cost_benefit(table: pd.DataFrame, *, xlabel: str, ylabel: str, row: str = "s
     -------
     Figure
         Seconds on a logarithmic axis.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import cost_benefit
+    >>> table = pd.DataFrame({"source": ["random", "cola"], "seconds": [0.1, 20.0], "value": [0.0, 0.02]})
+    >>> table = table.assign(low=table["value"] - 0.01, high=table["value"] + 0.01)
+    >>> figure = cost_benefit(table, xlabel="seconds", ylabel="gain over random (%)")
+    >>> len(figure.axes)
+    1
     """
     figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     color = sns.color_palette("colorblind")[0]

@@ -22,6 +22,15 @@ def activation_map(points: pd.DataFrame) -> Figure:
     -------
     Figure
         Axes have no unit: they are directions of largest variance.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import activation_map
+    >>> points = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 2.0], "source": ["c4", "code"], "picked": [True, False]})
+    >>> figure = activation_map(points)
+    >>> len(figure.axes)
+    1
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     sources = in_order(points["source"].unique())

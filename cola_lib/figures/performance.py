@@ -40,9 +40,7 @@ def ratio_dots(table: pd.DataFrame, *, xlabel: str) -> Figure:
         axis.plot(entry["ratio"], y, "o", color=ink, markerfacecolor=ink if met else "white", markersize=6, zorder=3)
         if aimed:
             axis.plot(target, y, "|", color=accent, markersize=16, markeredgewidth=2)
-            axis.annotate(
-                "", (target * 1.12**wanted, y), (target, y), arrowprops={"arrowstyle": "->", "color": accent}
-            )
+            axis.annotate("", (target * 1.12**wanted, y), (target, y), arrowprops={"arrowstyle": "->", "color": accent})
     axis.axvline(1.0, color="0.35", linewidth=1, linestyle="--", zorder=0)
     axis.set_xscale("log")
     ends = table[["low", "high", "target"]].stack()

@@ -50,6 +50,16 @@ def depth_profiles(
     -------
     Figure
         Lines are means over draws, bands reach from the lowest draw to the highest.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import depth_profiles
+    >>> table = pd.DataFrame({"block": [0, 1] * 2, "source": ["c4"] * 2 + ["code"] * 2, "draw": 0, "group": "mlp_in"})
+    >>> table["value"] = [1.0, 2.0, 1.5, 2.5]
+    >>> figure = depth_profiles(table, y="value", hue="source", facet="group", ylabel="effective rank")
+    >>> len(figure.axes)
+    1
     """
     facets, looks = list(dict.fromkeys(table[facet])), _looks(list(dict.fromkeys(table[hue])))
     figure, axes = panels(len(facets), width=2.5, height=2.2, margins=(0.8, 0.8))
@@ -93,6 +103,15 @@ def scaled_heatmaps(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import scaled_heatmaps
+    >>> matrix = pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=["c4", "code"], columns=["math", "code"])
+    >>> figure = scaled_heatmaps({"coverage": matrix, "mmd": 1 - matrix}, lower_is_better=["mmd"])
+    >>> len(figure.axes)
+    2
     """
     n_rows, n_columns = next(iter(tables.values())).shape
     size = {"width": 0.7 * n_columns + 0.2, "height": 0.32 * n_rows + 0.5}
@@ -141,6 +160,16 @@ def correlation_forest(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import correlation_forest
+    >>> table = pd.DataFrame({"predictor": ["coverage", "mmd"], "capability": "math", "value": [0.6, 0.3]})
+    >>> table = table.assign(low=table["value"] - 0.2, high=table["value"] + 0.2)
+    >>> figure = correlation_forest(table, row="predictor", facet="capability", xlabel="rank correlation")
+    >>> len(figure.axes)
+    1
     """
     rows, facets = (list(dict.fromkeys(table[name])) for name in (row, facet))
     hue = hue or facet
@@ -197,6 +226,17 @@ def agreement_scatter(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import agreement_scatter
+    >>> table = pd.DataFrame({"proxy": [0.1, 0.2], "loss": [0.05, 0.08], "source": ["c4", "code"], "task": "math"})
+    >>> figure = agreement_scatter(
+    ...     table, x="proxy", y="loss", hue="source", column="task", xlabel="proxy", ylabel="loss"
+    ... )
+    >>> len(figure.axes)
+    1
     """
     columns = list(dict.fromkeys(table[column]))
     rows = list(dict.fromkeys(table[row])) if row else [None]

@@ -13,7 +13,15 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 
 
 def use_style() -> None:
-    """Set matplotlib and seaborn for a notebook."""
+    """Set matplotlib and seaborn for a notebook.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from cola_lib.figures import use_style
+    >>> with plt.rc_context():  # what it sets stays set otherwise
+    ...     use_style()
+    """
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -38,6 +46,17 @@ def in_order(labels: Sequence[str]) -> list[str]:
     ----------
     labels : sequence of str
         Such as ``"wanda 50%"``. Unknown ones come last, by name.
+
+    Returns
+    -------
+    list of str
+        Sorted.
+
+    Examples
+    --------
+    >>> from cola_lib.figures import in_order
+    >>> in_order(["gptq 3-bit", "wanda 50%", "dense"])
+    ['dense', 'wanda 50%', 'gptq 3-bit']
     """
 
     def rank(label: str) -> tuple[int, str]:

@@ -36,6 +36,17 @@ def verdict_strip(table: pd.DataFrame, *, xlabel: str) -> Figure:
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import verdict_strip
+    >>> table = pd.DataFrame({"claim": ["C1", "C8"], "value": [0.03, -0.01]})
+    >>> table["verdict"] = ["reproduced", "not reproduced"]
+    >>> table = table.assign(low=table["value"] - 0.01, high=table["value"] + 0.01)
+    >>> figure = verdict_strip(table, xlabel="gain (%)")
+    >>> len(figure.axes)
+    1
     """
     claims = list(dict.fromkeys(table["claim"]))
     reach = REACH * 100 * max(float(table["value"].abs().max()), MARGIN)

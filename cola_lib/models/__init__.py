@@ -3,6 +3,7 @@
 from cola_lib.models.architectures import ARCHITECTURES, Architecture, InputGroup, Producer, architecture_of
 from cola_lib.models.loading import EMBEDDED, LanguageModel, load_model, resolve_device, resolve_dtype
 from cola_lib.models.rounding import InputRounding
+from cola_lib.models.tiny import byte_tokenizer, tiny_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -13,7 +14,9 @@ __all__ = [
     "LanguageModel",
     "Producer",
     "architecture_of",
+    "byte_tokenizer",
     "load_model",
     "resolve_device",
     "resolve_dtype",
+    "tiny_model",
 ]

@@ -31,6 +31,12 @@ class Producer:
         grouped-query attention. ``None`` means one to one.
     offset : float
         What the module adds to its weight before multiplying: 1 for Gemma's norms, otherwise 0.
+
+    Examples
+    --------
+    >>> from cola_lib.models import ARCHITECTURES
+    >>> [group.producer.module for group in ARCHITECTURES["llama"].groups]
+    ['input_layernorm', 'self_attn.v_proj', 'post_attention_layernorm', 'mlp.up_proj']
     """
 
     module: str
@@ -56,6 +62,13 @@ class InputGroup:
     joined : tuple of str
         Those of ``layers`` that belong together, as queries and keys do, or gate and up projection. Where they are
         fused in one layer with others, that layer.
+
+    Examples
+    --------
+    >>> from cola_lib.models import ARCHITECTURES
+    >>> group = ARCHITECTURES["llama"].groups[0]
+    >>> group.name, group.layers, group.producer.module
+    ('attn_in', ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'), 'input_layernorm')
     """
 
     name: str
@@ -77,6 +90,15 @@ class Architecture:
         In the order in which a block uses them.
     blocks : str
         Name of the list of blocks, relative to the decoder (``model.get_decoder()``).
+
+    Examples
+    --------
+    >>> from cola_lib.models import ARCHITECTURES
+    >>> llama = ARCHITECTURES["llama"]
+    >>> [group.name for group in llama.groups]
+    ['attn_in', 'attn_out', 'mlp_in', 'mlp_down']
+    >>> llama.layers[:3]
+    ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')
     """
 
     model_type: str
@@ -172,10 +194,21 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     config : PretrainedConfig
         Only ``model_type`` is read.
 
+    Returns
+    -------
+    Architecture
+        Its row of the table.
+
     Raises
     ------
     UnknownNameError
         If the table has no such type.
+
+    Examples
+    --------
+    >>> from cola_lib.models import architecture_of, tiny_model
+    >>> architecture_of(tiny_model().model.config).model_type
+    'llama'
     """
     try:
         return ARCHITECTURES[config.model_type]

@@ -46,6 +46,18 @@ class LanguageModel:
         The model type's row in the table.
     streamed : StreamedBlocks or None
         What brings the blocks of a model that is larger than memory; ``None`` when all of it is in memory.
+
+    Examples
+    --------
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> lm.name, lm.block_name(0), lm.dtype
+    ('tiny', 'model.layers.0', torch.float32)
+    >>> before = lm.fingerprint
+    >>> _ = lm.blocks[0].mlp.up_proj.weight.data.mul_(2)
+    >>> lm.weights_changed()
+    >>> lm.fingerprint == before
+    False
     """
 
     model: PreTrainedModel
@@ -241,10 +253,21 @@ def resolve_device(device: str = "auto") -> torch.device:
     device : str
         ``"auto"`` picks CUDA when it is there and the CPU otherwise; any other name is torch's.
 
+    Returns
+    -------
+    torch.device
+        One that is there.
+
     Raises
     ------
     SpecError
         If the name is not a device, or names one that is not here.
+
+    Examples
+    --------
+    >>> from cola_lib.models import resolve_device
+    >>> resolve_device("cpu")
+    device(type='cpu')
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -267,10 +290,22 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     device : torch.device
         Where the model will be.
 
+    Returns
+    -------
+    torch.dtype
+        Of a model's parameters.
+
     Raises
     ------
     UnknownNameError
         If the name is not one of the floating-point types a model can have.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.models import resolve_dtype
+    >>> resolve_dtype("auto", torch.device("cpu")), resolve_dtype("float16", torch.device("cpu"))
+    (torch.float32, torch.float16)
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -344,6 +379,14 @@ def load_model(
     ColaError
         If the checkpoint cannot be read, with transformers' reason, or is quantized already; or if it is to be
         streamed and has no safetensors files.
+
+    Examples
+    --------
+    >>> from cola_lib.models import load_model, tiny_model
+    >>> tiny_model().save("my-checkpoint")
+    >>> lm = load_model("my-checkpoint", device="cpu")
+    >>> len(lm.blocks), lm.dtype
+    (2, torch.float32)
     """
     name = os.fspath(name_or_path)
     where = _location(name)

@@ -19,6 +19,15 @@ class InputRounding:
     step : float or None
         Distance between neighbouring values, fixed; what lies beyond the range is clipped. ``None``: each token has a
         step of its own, such that its largest channel falls on the end of the range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.models import InputRounding
+    >>> rounding = InputRounding(bits=4, step=0.5)
+    >>> (rounded,) = rounding.hook(None, (torch.tensor([[0.2, 0.8, 9.0]]),))
+    >>> rounded.tolist()
+    [[0.0, 1.0, 3.5]]
     """
 
     bits: int

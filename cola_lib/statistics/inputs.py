@@ -33,6 +33,13 @@ def gram_matrix(X: Tensor) -> Tensor:
     -------
     Tensor of shape (d, d), float32
         Exactly symmetric.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.statistics import gram_matrix
+    >>> gram_matrix(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[10.0, 14.0], [14.0, 20.0]]
     """
     total = X.new_zeros(X.shape[1], X.shape[1])
     _add_product(total, X, X)
@@ -210,6 +217,19 @@ class InputStatistics(ChannelSums):
     -----
     Sums add, so statistics of a mixture are the weighted sum of its parts' statistics. Maxima do not: that of a mixture
     is the largest of its parts', whatever their positive weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.statistics import InputStatistics
+    >>> stats = InputStatistics.empty(2)
+    >>> stats.update(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
+    >>> stats.gram.tolist(), stats.n_tokens
+    ([[25.0, 4.0], [4.0, 1.0]], 2.0)
+    >>> stats.input_norm().tolist()
+    [5.0, 1.0]
+    >>> (stats + stats).n_tokens
+    4.0
     """
 
     gram: Tensor
@@ -439,6 +459,21 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
         Fingerprint of the model that was watched.
     calibration : tuple of str
         Fingerprints of the calibration sets read, in the order they were added.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import LayerStatistics, collect_statistics
+    >>> lm = tiny_model()
+    >>> sets = [random_tokens_set(lm.tokenizer, 2, 16, seed) for seed in (0, 1)]
+    >>> one, other = (collect_statistics(lm, rows, progress=False) for rows in sets)
+    >>> whole = one + other
+    >>> whole.n_tokens, len(whole.inputs)
+    (64.0, 8)
+    >>> whole.save("statistics.safetensors")
+    >>> LayerStatistics.load("statistics.safetensors").block(0)["mlp_in"].d_in
+    32
     """
 
     inputs: Mapping[tuple[int, str], InputStatistics]

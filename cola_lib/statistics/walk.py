@@ -61,6 +61,16 @@ class BlockStep(Generic[Seen]):
         Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
     statistics : mapping of str to InputStatistics, or to ChannelStatistics
         By input group.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import walk
+    >>> lm = tiny_model()
+    >>> step = next(walk(lm, random_tokens_set(lm.tokenizer, 2, 16), progress=False))
+    >>> step.name, sorted(step.statistics)
+    ('model.layers.0', ['attn_in', 'attn_out', 'mlp_down', 'mlp_in'])
     """
 
     index: int
@@ -227,6 +237,17 @@ def walk(
     ------
     NumericsError
         If a layer's input holds NaN or infinity; the message names the layer.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import walk
+    >>> lm = tiny_model()
+    >>> for step in walk(lm, random_tokens_set(lm.tokenizer, 2, 16), progress=False):
+    ...     print(step.name, step.statistics["attn_in"].n_tokens)
+    model.layers.0 32.0
+    model.layers.1 32.0
     """
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
@@ -277,6 +298,16 @@ def collect_statistics(
     LayerStatistics
         About 13 MB a block for the embedded model, 1 GB a block for an 8 B model: for large models take the
         blocks from :func:`walk` one at a time instead. Those of a streamed model are in main memory.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import collect_statistics
+    >>> lm = tiny_model()
+    >>> statistics = collect_statistics(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
+    >>> statistics.n_tokens, statistics.block(1)["mlp_down"].gram.shape
+    (64.0, torch.Size([64, 64]))
     """
     inputs = {
         (step.index, group): stats.to(lm.home)

@@ -11,7 +11,7 @@ from cola_lib.analysis.claims.comparisons import (
     c9_domain_cost,
 )
 from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
-from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options
+from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
     findings_from_json,
@@ -31,7 +31,7 @@ from cola_lib.analysis.claims.selection import (
     c18_robust,
     c19_cheap,
 )
-from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim
+from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim, register_claim
 
 __all__ = [
     "CLAIMS",
@@ -63,11 +63,13 @@ __all__ = [
     "c17_proxy",
     "c18_robust",
     "c19_cheap",
+    "compare",
     "findings_from_json",
     "findings_to_json",
     "judge_family",
     "matters",
     "overall",
+    "register_claim",
     "scorecard",
     "scorecard_markdown",
     "scorecard_parts",

@@ -65,6 +65,20 @@ def c1_length(
     list of Finding
         For each source, one for each strength of ``method``, and the difference of the mean relative gain
         between pruning and quantization.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c1_length, simulated_grid
+    >>> conditions = [
+    ...     {"source": "c4", "method": method, "label": method, "seq_len": seq_len, "set": seq_len, "loss": loss}
+    ...     for method in ("sparsegpt", "gptq")
+    ...     for seq_len, loss in {128: 0.10, 2048: 0.05}.items()
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c1_length(frame):
+    ...     print(finding.part, finding.text)
+    sparsegpt · math +5.15 [+4.04, +6.27] % of bits per byte
+    pruning − quantization · math -0.03 [-1.35, +1.29] % of bits per byte
     """
     rows = at(calibrated(frame, capability), column, [long, short])
     findings = []
@@ -119,6 +133,15 @@ def c2_amount(
     -------
     list of Finding
         One for each method, capability and source.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c2_amount, simulated_grid
+    >>> conditions = [{"source": "c4", "n_samples": n, "set": n, "loss": 0.05} for n in (128, 512)]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c2_amount(frame):
+    ...     print(finding.part, finding.text)
+    wanda · math +0.65 [-0.54, +1.85] % of bits per byte
     """
     rows = at(calibrated(frame), column, [n_from, n_to])
     return [
@@ -159,6 +182,18 @@ def c3_code_not_monotone(
     -------
     list of Finding
         One for each label of the methods and each source.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c3_code_not_monotone, simulated_grid
+    >>> conditions = [
+    ...     {"source": "c4", "method": "gptq", "capability": "code", "n_samples": n, "set": n, "loss": loss}
+    ...     for n, loss in {16: 0.05, 128: 0.08}.items()
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c3_code_not_monotone(frame, methods=("gptq",)):
+    ...     print(finding.part, finding.text)
+    gptq · code +2.15 [+1.00, +3.29] % of bits per byte
     """
     rows = among(at(calibrated(frame, capability), column, [few, many]), methods)
     return [
@@ -192,6 +227,20 @@ def c5_source_ranks(
     -------
     list of Finding
         For each method one on code and one on math.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c5_source_ranks, simulated_grid
+    >>> conditions = [
+    ...     {"source": source, "capability": capability, "loss": loss}
+    ...     for source, loss in {"c4": 0.05, "wikipedia": 0.09}.items()
+    ...     for capability in ("code", "math")
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c5_source_ranks(frame):
+    ...     print(finding.part, finding.text)
+    wanda · code +3.49 [+1.77, +5.22] % of bits per byte
+    wanda · math +4.30 [+2.72, +5.87] % of bits per byte
     """
     stand_in = "" if mix else f"{web} stands in for the paper's cleaned web mix (SlimPajama)"
     findings = []
@@ -232,6 +281,18 @@ def c6_reasoning(
     -------
     list of Finding
         One for each method and source.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c6_reasoning, simulated_grid
+    >>> conditions = [
+    ...     {"source": "gsm8k", "format": form, "set": form, "loss": loss}
+    ...     for form, loss in {"question_reasoning": 0.05, "question_answer": 0.08}.items()
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c6_reasoning(frame):
+    ...     print(finding.part, finding.text)
+    wanda · math +2.15 [+0.97, +3.32] % of bits per byte
     """
     rows = at(calibrated(frame, capability), column, [reasoning, plain])
     return [
@@ -267,6 +328,16 @@ def c8_domain_gain(
     -------
     list of Finding
         One for each capability and label.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c8_domain_gain, simulated_grid
+    >>> losses = {"math": 0.05, "c4": 0.09}
+    >>> conditions = [{"source": source, "method": "awq", "loss": loss} for source, loss in losses.items()]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c8_domain_gain(frame, {"math": "math"}):
+    ...     print(finding.part, finding.text)
+    awq · math on math +3.05 [+1.78, +4.32] % of bits per byte
     """
     findings = []
     for capability, source in domains.items():
@@ -297,6 +368,19 @@ def c9_domain_cost(
     list of Finding
         One for each domain, off-target capability and label; above 0 is a loss, as a share of the score under general
         data, which is also what :func:`c8_domain_gain` divides by.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c9_domain_cost, simulated_grid
+    >>> conditions = [
+    ...     {"source": source, "method": "awq", "capability": capability, "loss": loss}
+    ...     for source, loss in {"math": 0.09, "c4": 0.05}.items()
+    ...     for capability in ("math", "code")
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c9_domain_cost(frame, {"math": "math"}):
+    ...     print(finding.part, finding.text)
+    awq · code on math +3.14 [+1.47, +4.81] % of bits per byte
     """
     cost = partial(_cost, gain_of(options.score))
     findings = []

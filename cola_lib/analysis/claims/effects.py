@@ -36,6 +36,12 @@ class Options:
         Resamples for each factor.
     level : float
         Coverage of the intervals.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Options
+    >>> Options(seed=1, n_boot=500)
+    Options(score='bits_per_byte', seed=1, n_boot=500, level=0.95)
     """
 
     score: str = "bits_per_byte"
@@ -215,6 +221,19 @@ def compare(
         Default is the claim's.
     note : str
         For the reader.
+
+    Returns
+    -------
+    Finding
+        With the relative gain of the first over the second.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Options, compare, simulated_grid
+    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
+    >>> cells = {source: frame[frame["source"] == source] for source in ("c4", "code")}
+    >>> compare("C8", "wanda", cells["code"], cells["c4"], Options(), draws="independent").text
+    '+5.15 [+3.91, +6.39] % of bits per byte'
     """
     return combine(
         claim,

@@ -12,6 +12,7 @@ from cola_lib.analysis.claims.rules import Verdict, verdict
 from cola_lib.analysis.claims.table import CLAIMS, UNITS
 from cola_lib.analysis.permutation import holm
 from cola_lib.errors import DataError, UnknownNameError
+from cola_lib.plain import misfit
 
 Kind = Literal["above", "within"]
 
@@ -52,6 +53,15 @@ class Finding:
         Adjusted for the family, once judged.
     verdict : Verdict, optional
         Once judged.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> finding.text
+    '+3.00 [+1.00, +5.00] % of bits per byte'
+    >>> Finding.from_dict(finding.to_dict()) == finding
+    True
     """
 
     claim: str
@@ -100,8 +110,18 @@ class Finding:
         ----------
         values : dict
             Plain values.
+
+        Raises
+        ------
+        DataError
+            If one of them is of the wrong kind.
+        KeyError, TypeError, ValueError, UnknownNameError
+            If they are something else altogether.
         """
         said, value = values["verdict"], values["value"]
+        numbers = {name: each for name, each in values.items() if name not in ("verdict", "value")}
+        if wrong := misfit(cls, numbers | {"value": 0.0 if value is None else value}):
+            raise DataError(f"of a finding, {wrong}")
         own = {
             "value": math.nan if value is None else value,
             "cells": tuple(values["cells"]),
@@ -117,6 +137,19 @@ def findings_to_json(findings: Sequence[Finding]) -> str:
     ----------
     findings : sequence of Finding
         In the order in which they are to be read.
+
+    Returns
+    -------
+    str
+        JSON.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, findings_to_json
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> import json
+    >>> json.loads(findings_to_json([finding]))[0]["part"]
+    'wanda · math'
     """
     return json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -128,6 +161,18 @@ def findings_from_json(text: str) -> list[Finding]:
     ----------
     text : str
         JSON.
+
+    Returns
+    -------
+    list of Finding
+        In the same order.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, findings_from_json, findings_to_json
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> findings_from_json(findings_to_json([finding])) == [finding]
+    True
     """
     return [Finding.from_dict(values) for values in json.loads(text)]
 
@@ -153,6 +198,14 @@ def judge_family(findings: Sequence[Finding], level: float = 0.05) -> list[Findi
     ------
     DataError
         If there are no findings.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> (judged,) = judge_family([finding])
+    >>> str(judged.verdict), judged.p_holm
+    ('reproduced', 0.004)
     """
     if not findings:
         raise DataError("no findings to judge")
@@ -196,6 +249,13 @@ def overall(findings: Sequence[Finding]) -> Verdict:
     ------
     DataError
         If there are none, they are of several claims, or one has not been judged.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family, overall
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> str(overall(judge_family([finding])))
+    'reproduced'
     """
     if len({finding.claim for finding in findings}) != 1:
         raise DataError("an overall verdict is on the findings of one claim")

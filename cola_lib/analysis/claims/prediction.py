@@ -45,6 +45,19 @@ def c11_mechanism(
     list of Finding
         The notes have R², what labels alone reach, and the permutation p-value, which is one-sided and does not enter
         the verdict. With fewer sources than an interval takes, the interval is all of -1 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import c11_mechanism
+    >>> chance = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"source": np.repeat(list("abcdef"), 3), "label": "wanda 50%", "capability": "math"})
+    >>> table["distance"] = np.arange(18) / 18
+    >>> table["loss"] = 0.1 + 0.2 * table["distance"] + chance.normal(0, 0.01, 18)
+    >>> (finding,) = c11_mechanism(table, ["distance"], n_permutations=9)
+    >>> finding.value > 0.9
+    True
     """
     findings = []
     for part, rows in _split(table, by):
@@ -102,6 +115,19 @@ def c17_proxy(
     list of Finding
         One for each part, positive where the proxy predicts. With fewer sources than an interval takes,
         the interval is all of -1 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import c17_proxy
+    >>> chance = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"source": np.repeat(list("abcdef"), 3), "label": "wanda 50%", "capability": "math"})
+    >>> table["distance"] = np.arange(18) / 18
+    >>> table["loss"] = 0.1 + 0.2 * table["distance"] + chance.normal(0, 0.01, 18)
+    >>> (finding,) = c17_proxy(table, "distance")
+    >>> finding.part, finding.value > 0.9
+    ('distance · wanda 50% · math', True)
     """
     sign = 1.0 if higher_is_worse else -1.0
     findings = []

@@ -6,7 +6,14 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What our evidence says of a claim."""
+    """What our evidence says of a claim.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Verdict
+    >>> [str(verdict) for verdict in Verdict]
+    ['reproduced', 'not reproduced', 'undecided at this power']
+    """
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
@@ -39,6 +46,12 @@ def verdict(low: float, high: float, *, margin: float = MARGIN) -> Verdict:
     ------
     ValueError
         If ``low`` is above ``high``, or one of them is not a number.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import verdict
+    >>> str(verdict(0.01, 0.03)), str(verdict(-0.03, -0.01)), str(verdict(-0.01, 0.02))
+    ('reproduced', 'not reproduced', 'undecided at this power')
     """
     if not low <= high:
         raise ValueError(f"an interval from {low} to {high} is none")
@@ -64,5 +77,11 @@ def matters(p_value: float, smallest_p: float, *, level: float = 0.05) -> Verdic
     Verdict
         *Reproduced* below the level, otherwise *undecided*: a test that finds nothing does not show that there
         is nothing.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import matters
+    >>> str(matters(0.01, smallest_p=0.001)), str(matters(0.2, smallest_p=0.1))
+    ('reproduced', 'undecided at this power')
     """
     return Verdict.REPRODUCED if max(p_value, smallest_p) < level else Verdict.UNDECIDED

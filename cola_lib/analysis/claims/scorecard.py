@@ -36,6 +36,13 @@ def scorecard(findings: Sequence[Finding]) -> pd.DataFrame:
     -----
     A claim is as strong as its weakest part. That is shown: of the parts with the claim's verdict the one with the
     largest p-value, and where a claim is refuted, the one whose interval ends lowest among its unit.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family, scorecard
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> scorecard(judge_family([finding]))[["claim", "ours", "verdict"]].to_dict("records")
+    [{'claim': 'C1', 'ours': '+3.00 [+1.00, +5.00] % of bits per byte', 'verdict': 'reproduced'}]
     """
     rows = []
     for claim, own in _by_claim(findings).items():
@@ -69,6 +76,13 @@ def scorecard_parts(findings: Sequence[Finding]) -> pd.DataFrame:
     pandas.DataFrame
         Columns ``claim``, ``title``, ``part``, ``paper``, ``ours``, ``p_holm``, ``verdict``, ``n_draws``, ``n_items``,
         ``note`` and ``cells`` (fingerprints).
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family, scorecard_parts
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> scorecard_parts(judge_family([finding]))[["claim", "part", "verdict"]].to_dict("records")
+    [{'claim': 'C1', 'part': 'wanda · math', 'verdict': 'reproduced'}]
     """
     return pd.DataFrame(
         {
@@ -96,6 +110,18 @@ def scorecard_markdown(findings: Sequence[Finding]) -> str:
     ----------
     findings : sequence of Finding
         Judged, of all notebooks.
+
+    Returns
+    -------
+    str
+        Markdown, a row for each claim.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Finding, judge_family, scorecard_markdown
+    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
+    >>> print(scorecard_markdown(judge_family([finding])).splitlines()[0])
+    | claim | paper | ours, 95 % interval | verdict | all parts |
     """
     lines = ["| claim | paper | ours, 95 % interval | verdict | all parts |", "|---|---|---|---|---|"]
     for row in scorecard(findings).itertuples():

@@ -60,6 +60,13 @@ def c12_over_random(
     -------
     list of Finding
         One for each baseline, method and capability.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c12_over_random, simulated_grid
+    >>> frame = simulated_grid([{"source": "cola", "loss": 0.05}, {"source": "random", "loss": 0.10}])
+    >>> [finding.text for finding in c12_over_random(frame, ["random"])]
+    ['+3.93 [+2.80, +5.06] % of bits per byte']
     """
     return _over("C12", frame, baselines, ours, draws, options)
 
@@ -83,6 +90,13 @@ def c13_over_self_generated(
     -------
     list of Finding
         One for each baseline, method and capability.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c13_over_self_generated, simulated_grid
+    >>> frame = simulated_grid([{"source": "cola", "loss": 0.05}, {"source": "self_generated", "loss": 0.10}])
+    >>> [finding.text for finding in c13_over_self_generated(frame)]
+    ['+3.93 [+2.82, +5.04] % of bits per byte']
     """
     return _over("C13", frame, baselines, ours, draws, options)
 
@@ -106,6 +120,13 @@ def c15_over_text_only(
     -------
     list of Finding
         One for each baseline, method and capability.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c15_over_text_only, simulated_grid
+    >>> frame = simulated_grid([{"source": "cola", "loss": 0.05}, {"source": "zipcal", "loss": 0.10}])
+    >>> [finding.text for finding in c15_over_text_only(frame, ["zipcal"])]
+    ['+3.93 [+2.80, +5.06] % of bits per byte']
     """
     return _over("C15", frame, baselines, ours, draws, options)
 
@@ -149,6 +170,14 @@ def c14_larger_for_pruning(
     Notes
     -----
     All methods saw the same sets, so a draw moves all of them together: the comparison is paired over draws.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c14_larger_for_pruning, simulated_grid
+    >>> losses = {("cola", "wanda"): 0.04, ("random", "wanda"): 0.10, ("cola", "gptq"): 0.04, ("random", "gptq"): 0.05}
+    >>> conditions = [{"source": source, "method": method, "loss": loss} for (source, method), loss in losses.items()]
+    >>> [finding.text for finding in c14_larger_for_pruning(simulated_grid(conditions), "random")]
+    ['+4.55 [+3.15, +5.95] % of bits per byte', '+0.0383 [+0.0292, +0.0475] bits per byte']
     """
     relative = gain_of(options.score)
     sign = 1.0 if score_named(options.score).lower_is_better else -1.0
@@ -206,6 +235,20 @@ def c16_stages(
     ------
     DataError
         If a setting is missing.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c16_stages, simulated_grid
+    >>> conditions = [
+    ...     {"source": f"cola {a} {b}", "domain": a, "activation": b, "loss": 0.10 - 0.03 * a - 0.02 * b}
+    ...     for a in (False, True)
+    ...     for b in (False, True)
+    ... ]
+    >>> frame = simulated_grid(conditions)
+    >>> for finding in c16_stages(frame, ["domain", "activation"]):
+    ...     print(finding.part, finding.text)
+    domain · wanda · math +2.81 [+1.33, +4.29] % of bits per byte
+    activation · wanda · math +2.36 [+1.32, +3.40] % of bits per byte
     """
     rows = calibrated(frame)
     gain, findings = gain_of(options.score), []
@@ -247,6 +290,13 @@ def c18_robust(
     -------
     list of Finding
         One for each shift, baseline, method and capability.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import c18_robust, simulated_grid
+    >>> frame = simulated_grid([{"source": "cola", "loss": 0.05}, {"source": "random", "loss": 0.10}])
+    >>> [finding.part for finding in c18_robust({"after training": frame}, ["random"])]
+    ['after training · wanda · math · over random']
     """
     return [
         replace(finding, part=f"{shift} · {finding.part}")
@@ -276,6 +326,15 @@ def c19_cheap(times: pd.DataFrame, *, level: float = 0.95) -> list[Finding]:
     ------
     DataError
         If a time is not above 0.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import c19_cheap
+    >>> times = pd.DataFrame({"label": "gptq 3-bit", "draw": [0, 1, 2], "selection": [10.0, 11.0, 12.0]})
+    >>> times["compression"] = 60.0
+    >>> [finding.text for finding in c19_cheap(times)]
+    ['5.47 [4.36, 6.86] times']
     """
     for column in ("selection", "compression"):
         if not (times[column] > 0).all():

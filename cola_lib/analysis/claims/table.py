@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cola_lib.analysis.claims.rules import MARGIN
+from cola_lib.errors import SpecError, UnknownNameError
 
 SHARE = "% of bits per byte"
 SHARE_OF_OTHER = "% of baseline"
@@ -54,6 +55,12 @@ class Claim:
         Effects up to here count as none, in the unit of the value (a share, not per cent).
     null : float
         What the value is compared with.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import CLAIMS
+    >>> CLAIMS["C1"].title, CLAIMS["C1"].paper
+    ('Longer samples keep more mathematics', '25.5 % relative (128 to 2048 tokens)')
     """
 
     id: str
@@ -204,3 +211,38 @@ CLAIMS: dict[str, Claim] = {
     )
 }
 """Claims that have a test, by id."""
+
+
+def register_claim(claim: Claim) -> Claim:
+    """Enter a claim of your own, so that findings can be about it and the scorecard shows it.
+
+    Parameters
+    ----------
+    claim : Claim
+        With an id of its own. Write it down before you see the numbers.
+
+    Returns
+    -------
+    Claim
+        As given.
+
+    Raises
+    ------
+    SpecError
+        If there is a claim of that id.
+    UnknownNameError
+        If its unit is none of :data:`UNITS`.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Claim, Finding, register_claim
+    >>> claim = register_claim(Claim("X1", "Poems help", "Gain of poems over prose is above 0", "not in the paper"))
+    >>> Finding(claim.id, "wanda", 0.02, 0.01, 0.03, claim.unit, 0.001, n_draws=3, n_items=40).text
+    '+2.00 [+1.00, +3.00] % of bits per byte'
+    """
+    if claim.id in CLAIMS:
+        raise SpecError(f"there is a claim {claim.id!r} already; take another id")
+    if claim.unit not in UNITS:
+        raise UnknownNameError("unit", claim.unit, UNITS)
+    CLAIMS[claim.id] = claim
+    return claim

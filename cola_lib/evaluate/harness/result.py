@@ -42,6 +42,13 @@ class HarnessResult:
         ``higher_is_better``, ``n-samples``, ``samples``, ``task_hashes``, ``config``, and its version. Each entry of
         ``samples`` has in addition the ``item``'s name in this library, and the ``sandbox``'s verdict where code was
         run. The key ``"cola"`` holds what was chosen: suite, half, dataset, tasks left out.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import HarnessResult
+    >>> result = HarnessResult({"results": {"piqa": {"acc,none": 0.7}}, "cola": {"suite": "commonsense"}})
+    >>> result.to_dict()["results"]["piqa"]
+    {'acc,none': 0.7}
     """
 
     report: Mapping[str, Any]
@@ -143,6 +150,14 @@ def interval(value: np.ndarray, weight: np.ndarray, metric: str) -> tuple[float,
     -------
     low, high : float
         NaN for fewer than two items.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cola_lib.evaluate.harness import interval
+    >>> low, high = interval(np.array([1.0, 0.0, 1.0, 1.0]), np.ones(4), "acc")
+    >>> round(float(low), 2), round(float(high), 2)
+    (0.3, 0.95)
     """
     n = len(value)
     if n < 2:
@@ -184,10 +199,25 @@ def result_of(report: Mapping[str, Any]) -> HarnessResult:
     report : mapping
         From :meth:`HarnessResult.to_dict`, possibly by way of JSON.
 
+    Returns
+    -------
+    HarnessResult
+        The same report.
+
     Raises
     ------
     DataError
         If it is something else.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import DataError
+    >>> from cola_lib.evaluate.harness import result_of
+    >>> try:
+    ...     result_of({"results": {}})
+    ... except DataError as error:
+    ...     print(type(error).__name__)
+    DataError
     """
     absent = [key for key in ("results", "samples", "versions", OWN) if key not in report]
     if absent:

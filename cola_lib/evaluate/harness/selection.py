@@ -46,6 +46,13 @@ class HarnessSuite:
         What generated code may use.
     missing : mapping of str to str
         Tasks that were asked for as part of a suite and cannot be run, and why.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import harness_suite
+    >>> suite = harness_suite("piqa", limit=2)
+    >>> suite.runs_code, suite.item_ids("piqa")[0].partition("/")[0]
+    (False, 'piqa')
     """
 
     name: str
@@ -159,6 +166,13 @@ def harness_suite(
         If nothing is left, or a task that was named by itself is not packaged.
     SpecError
         If a number is not positive, or the hub's items are asked for by halves.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import harness_suite
+    >>> suite = harness_suite(["piqa", "humaneval"], limit=4)
+    >>> [task.name for task in suite.tasks], suite.runs_code
+    (['piqa', 'humaneval'], True)
     """
     asked = (names,) if isinstance(names, str) else tuple(names)
     if items not in ("evaluation", "all"):

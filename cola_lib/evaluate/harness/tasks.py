@@ -38,6 +38,12 @@ class HarnessTask:
         Groups of lm-eval that it belongs to, the widest first.
     code : bool
         Whether scoring runs what the model wrote.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import HARNESS_TASKS
+    >>> next(task.yaml for task in HARNESS_TASKS if task.name == "piqa")
+    'piqa/piqa.yaml'
     """
 
     name: str
@@ -169,5 +175,17 @@ def named(name: str) -> tuple[HarnessTask, ...]:
 
 
 def known_names() -> tuple[str, ...]:
-    """Every name that :func:`named` finds."""
+    """Every name that :func:`named` finds.
+
+    Returns
+    -------
+    tuple of str
+        Suites, groups and tasks.
+
+    Examples
+    --------
+    >>> from cola_lib.evaluate.harness import known_names
+    >>> {"commonsense", "piqa", "mmlu_stem"} <= set(known_names())
+    True
+    """
     return tuple(dict.fromkeys(chain(SUITES, GROUPS, (task.name for task in TASKS))))

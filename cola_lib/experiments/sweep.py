@@ -1,0 +1,509 @@
+"""A grid written down in a file: read it, check it, and cut it into tasks that need nothing of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from cola_lib.calibration import Layout
+from cola_lib.compress import METHODS, spec_class
+from cola_lib.curation import GENERAL, STRATEGIES, TARGET_SAMPLES
+from cola_lib.data import TARGETS
+from cola_lib.errors import ColaError, SpecError
+from cola_lib.evaluate import CAPABILITIES
+from cola_lib.experiments.experiment import Experiment, LabelledSet, as_spec, as_strategy
+from cola_lib.statistics import Propagate
+
+Source = str | tuple[str, ...]
+"""A source's name, or several to be mixed evenly."""
+
+
+def _refused(reason: str) -> PydanticCustomError:
+    return PydanticCustomError("cola", "{reason}", {"reason": reason})
+
+
+def _typed(kind: type, options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Give options the types that the fields of a dataclass have; unknown options are left for others to refuse."""
+    hints = get_type_hints(kind)
+    typed = dict(options)
+    for name, value in options.items():
+        if name == "pattern" and isinstance(value, str):  # written as 4:8
+            continue
+        if name in hints:
+            try:
+                typed[name] = _adapter(hints[name]).validate_json(json.dumps(value), strict=True)
+            except ValidationError as error:
+                raise _refused(f"{what}: {name}: {_reason(error.errors()[0])}, and is {_short(value)}") from error
+    return typed
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _method(given: Any) -> Any:
+    """Check a method, and keep it as the mapping that it is written as."""
+    if not isinstance(given, dict) or not isinstance(given.get("method"), str):
+        raise _refused(f"a method is written as {{method: gptq, bits: 3}}, and this is {_short(given)}")
+    name = given["method"]
+    if name not in METHODS:
+        raise _refused(_unknown("method", name, METHODS))
+    options = {option: value for option, value in given.items() if option != "method"}
+    checked = {"method": name, **_typed(spec_class(name), options, name)}
+    try:
+        as_spec(checked)
+    except ColaError as error:
+        raise _refused(str(error)) from error
+    return checked
+
+
+def _strategy(given: Any) -> Any:
+    """Check a strategy, and keep it as a mapping."""
+    plain = {"strategy": given} if isinstance(given, str) else given
+    if not isinstance(plain, dict) or not isinstance(plain.get("strategy"), str):
+        raise _refused(f"a strategy is a name, or written as {{strategy: cola, domain: false}}: {_short(given)}")
+    name = plain["strategy"]
+    if name not in STRATEGIES:
+        raise _refused(_unknown("strategy", name, STRATEGIES))
+    options = {option: value for option, value in plain.items() if option != "strategy"}
+    checked = {"strategy": name, **_typed(STRATEGIES[name], options, name)}
+    try:
+        as_strategy(checked)
+    except ColaError as error:
+        raise _refused(str(error)) from error
+    return checked
+
+
+def _targets(given: Any) -> Any:
+    """Let targets that the library knows be given by name."""
+    if isinstance(given, dict):  # what a validator passes on counts as Python, where a list is no tuple
+        return {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+    if not isinstance(given, list):
+        return given
+    for name in given:
+        if name not in TARGETS:
+            raise _refused(_unknown("target", str(name), TARGETS) + "; a mapping names the sources of others")
+    return {name: tuple(TARGETS[name]) for name in given}
+
+
+def _capability(given: Any) -> Any:
+    if isinstance(given, str) and given not in CAPABILITIES:
+        raise _refused(_unknown("capability", given, CAPABILITIES))
+    return given
+
+
+def _listed(given: Any) -> Any:
+    """Let a list of one number be written as the number."""
+    return tuple(given) if isinstance(given, list) else (given,)
+
+
+def _unknown(kind: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    offer = f"nearest: {', '.join(nearest)}" if nearest else f"allowed: {', '.join(known)}"
+    return f"unknown {kind} {name!r}; {offer}"
+
+
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Choosing(_Checked):
+    """Strategies that choose calibration sets from a pool.
+
+    Parameters
+    ----------
+    choose : sequence of str or mapping
+        Names of strategies, or mappings such as ``{strategy: cola, domain: false}``.
+    pool : sequence of str
+        Sources that are chosen from.
+    targets : sequence of str
+        Deployments to choose for: ``general``, or names of the sweep's own targets.
+    limit : int, optional
+        Most samples of each source.
+    """
+
+    choose: Annotated[tuple[Annotated[dict[str, Any], BeforeValidator(_strategy)], ...], Field(min_length=1)]
+    pool: Names
+    targets: Names = (GENERAL,)
+    limit: Positive | None = None
+
+
+class Evaluation(_Checked):
+    """What is measured on every compressed model.
+
+    Parameters
+    ----------
+    capabilities : sequence of str
+        Of :data:`cola_lib.evaluate.CAPABILITIES`.
+    tokens_per_capability : int
+        Size of the evaluation, in tokens run.
+    sources : mapping of str to str, optional
+        Instead of capabilities: for each name, the source whose evaluation half is scored under it.
+    """
+
+    capabilities: Annotated[tuple[Annotated[str, BeforeValidator(_capability)], ...], Field(min_length=1)] = (
+        CAPABILITIES
+    )
+    tokens_per_capability: Positive = 2048
+    sources: dict[Name, Name] | None = None
+
+
+class Resources(_Checked):
+    """What one worker of a cluster takes up; it shapes no number.
+
+    Parameters
+    ----------
+    cpus : int
+        Cores, and threads of its arithmetic.
+    gpus : int
+        GPUs: 0 or 1, since a model is computed on one.
+    memory : int, optional
+        Bytes of main memory.
+    """
+
+    cpus: Positive = 1
+    gpus: Literal[0, 1] = 0
+    memory: Positive | None = None
+
+
+class Sweep(_Checked):
+    """A grid: models × calibration sets × methods, and what is measured.
+
+    Parameters
+    ----------
+    about : str
+        For readers.
+    models : sequence of str
+        Names or paths for :func:`~cola_lib.models.load_model`.
+    methods : sequence of mapping
+        Such as ``{method: gptq, bits: 3}``. One that reads no data is one cell a model.
+    sources : sequence of str, or of sequences of str
+        Sources; several in one list are mixed evenly.
+    strategies : Choosing, optional
+        Strategies that choose sets, besides or instead of sources.
+    draws : int
+        Disjoint draws of every source or pool.
+    n_samples, seq_len : int or sequence of int
+        Size of the sets; several of either are crossed.
+    layout : {"pack", "truncate", "pad"}
+        How samples become rows.
+    overlap : {"drop", "raise", "allow"}
+        What is done with samples of your own that repeat evaluation items.
+    seed : int
+        Of the order in which a source's samples are drawn.
+    propagate : {"original", "compressed"}
+        What the blocks after a compressed one read. With ``"original"`` one walk over a set serves all methods.
+    evaluate : Evaluation
+        What is measured.
+    targets : mapping of str to sequence of str, or sequence of str
+        For each target its sources, or names of :data:`cola_lib.data.TARGETS`: every layer's error is measured on
+        their texts, and strategies choose for them.
+    target_samples, target_texts : int
+        As in :class:`~cola_lib.experiments.Experiment`.
+    device : str
+        As for :func:`~cola_lib.models.load_model`.
+    store : str
+        Folder or fsspec URL of the results.
+    packed : sequence of str
+        Packed results below the store.
+    resources : Resources
+        Of one worker on a cluster.
+
+    See Also
+    --------
+    read_sweep : From a YAML file.
+
+    Notes
+    -----
+    A set is walked by itself, also where another one's rows begin it, so that a cell's bits do not depend on what its
+    worker did before.
+    """
+
+    about: str = ""
+    models: Names = ("smollm2-135m",)
+    methods: Annotated[tuple[Annotated[dict[str, Any], BeforeValidator(_method)], ...], Field(min_length=1)]
+    sources: tuple[Name | Names, ...] = ()
+    strategies: Choosing | None = None
+    draws: Positive = 3
+    n_samples: Sizes = (8,)
+    seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_listed), Field(min_length=1)] = (256,)
+    layout: Layout = "pack"
+    overlap: Literal["drop", "raise", "allow"] = "drop"
+    seed: Annotated[int, Field(ge=0)] = 0
+    propagate: Propagate = "original"
+    evaluate: Evaluation = Evaluation()
+    targets: Annotated[dict[Name, Names], BeforeValidator(_targets)] = Field(default_factory=dict)
+    target_samples: Positive = 16
+    target_texts: Positive = TARGET_SAMPLES
+    device: Name = "auto"
+    store: Name = "results/sweep"
+    packed: tuple[Name, ...] = ()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Sweep:
+        if not self.sources and self.strategies is None:
+            raise _refused("there is nothing to calibrate on: give sources, strategies or both")
+        for field in ("models", "n_samples", "seq_len"):
+            _refuse_twice(field, getattr(self, field))
+        if self.strategies is not None:
+            known = [GENERAL, *self.targets]
+            for target in self.strategies.targets:
+                if target not in known:
+                    raise _refused(f"strategies.targets: {_unknown('target', target, known)}")
+            needing = [chooser["strategy"] for chooser in self.strategies.choose if as_strategy(chooser).needs_target]
+            if needing and not self.targets:
+                raise _refused(f"strategy {needing[0]!r} chooses for targets: name some under targets")
+        if self.resources.gpus == 0 and self.device.startswith("cuda"):
+            raise _refused(f"device {self.device!r} needs resources: {{gpus: 1}}")
+        return self
+
+    @property
+    def calibrated(self) -> tuple[dict[str, Any], ...]:
+        """Methods that read calibration data."""
+        return tuple(method for method in self.methods if as_spec(method).calibrated)
+
+    @property
+    def uncalibrated(self) -> tuple[dict[str, Any], ...]:
+        """Methods that read none."""
+        return tuple(method for method in self.methods if not as_spec(method).calibrated)
+
+    def tasks(self) -> list[SetTask]:
+        """Cut the sweep into what is computed at one place, in the order in which one machine does it best."""
+        found = []
+        for model in self.models:
+            first = SetTask(model, self.n_samples[0], self.seq_len[0])
+            found.append(first)
+            for draw in range(self.draws):
+                for n_samples in self.n_samples:
+                    for seq_len in self.seq_len:
+                        one = dataclasses.replace(first, n_samples=n_samples, seq_len=seq_len, draw=draw)
+                        found += self._tasks_of(one) if self.calibrated else []
+        return found
+
+    def _tasks_of(self, one: SetTask) -> list[SetTask]:
+        """Every source and every strategy with each of its targets, for one model, size and draw."""
+        tasks = [dataclasses.replace(one, source=source) for source in self.sources]
+        if self.strategies is not None:
+            for position, chooser in enumerate(map(as_strategy, self.strategies.choose)):
+                for target in self.strategies.targets if chooser.needs_target else (None,):
+                    tasks.append(dataclasses.replace(one, strategy=position, target=target))
+        return tasks
+
+    def n_cells(self, task: SetTask) -> int:
+        """How many cells a task has.
+
+        Parameters
+        ----------
+        task : SetTask
+            Of :meth:`tasks`.
+        """
+        return len(self.calibrated) if task.calibrated else 1 + len(self.uncalibrated)
+
+    def experiment(self, model: str) -> Experiment:
+        """Make the experiment that computes the cells of one model.
+
+        Parameters
+        ----------
+        model : str
+            Of :attr:`models`.
+        """
+        return Experiment(
+            model=model,
+            n_samples=self.n_samples[0],
+            seq_len=self.seq_len[0],
+            tokens_per_capability=self.evaluate.tokens_per_capability,
+            capabilities=self.evaluate.capabilities,
+            evaluate_on=self.evaluate.sources,
+            store=self.store,
+            packed=self.packed,
+            layout=self.layout,
+            overlap=self.overlap,
+            seed=self.seed,
+            device=self.device,
+            targets=self.targets,
+            target_samples=self.target_samples,
+            target_texts=self.target_texts,
+        )
+
+    def labelled_set(self, task: SetTask, experiment: Experiment) -> LabelledSet:
+        """Say how a task's calibration set is built, and what it is called.
+
+        Parameters
+        ----------
+        task : SetTask
+            One that has a set.
+        experiment : Experiment
+            Of the task's model and size.
+        """
+        if task.source is not None:
+            return experiment.source_set({"source": task.source, "draw": task.draw}, self.draws)
+        chooser, options = self.choice(task)
+        return experiment.chosen_set(chooser, options.pop("pool"), **options)
+
+    def choice(self, task: SetTask) -> tuple[Any, dict[str, Any]]:
+        """Give the strategy of a task, and the arguments with which it chooses.
+
+        Parameters
+        ----------
+        task : SetTask
+            One whose set a strategy chooses.
+        """
+        if self.strategies is None or task.strategy is None:
+            raise SpecError(f"{task}: no strategy chooses its set")
+        return as_strategy(self.strategies.choose[task.strategy]), {
+            "pool": self.strategies.pool,
+            "draw": task.draw,
+            "n_draws": self.draws,
+            "target": task.target,
+            "limit": self.strategies.limit,
+        }
+
+
+@dataclass(frozen=True)
+class SetTask:
+    """The cells of one model and one calibration set; or, without a set, those that read no data.
+
+    Parameters
+    ----------
+    model : str
+        Name or path.
+    n_samples, seq_len : int
+        Size of the set.
+    draw : int
+        Which of the disjoint draws.
+    source : str or tuple of str, optional
+        What the set is drawn from.
+    strategy : int, optional
+        Or, which of the sweep's strategies chooses it.
+    target : str, optional
+        For what.
+    """
+
+    model: str
+    n_samples: int
+    seq_len: int
+    draw: int = 0
+    source: Source | None = None
+    strategy: int | None = None
+    target: str | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has a calibration set."""
+        return self.source is not None or self.strategy is not None
+
+
+def _refuse_twice(field: str, values: Sequence[Any]) -> None:
+    twice = [value for position, value in enumerate(values) if value in values[:position]]
+    if twice:
+        raise _refused(f"{field}: {twice[0]!r} is there twice")
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML whose mappings have every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
+    """Read a sweep from a YAML file, and check all of it.
+
+    Parameters
+    ----------
+    path : path
+        Of the file, whose keys are the parameters of :class:`Sweep`.
+    **changes
+        Values that replace those of the file.
+
+    Raises
+    ------
+    SpecError
+        If the file cannot be read, has a key that no sweep has, or a value that is not allowed. The message names the
+        file, the key and what is allowed.
+    """
+    name = os.fspath(path)
+    try:
+        plain = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OnceLoader)  # noqa: S506 - a SafeLoader
+        if not isinstance(plain, dict):
+            raise SpecError(f"{name}: a sweep is a mapping of keys to values, and this is {_short(plain)}")
+        text = json.dumps({**plain, **changes}, allow_nan=True)
+    except OSError as error:
+        raise SpecError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    except (UnicodeError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise SpecError(f"{name}: holds what a sweep cannot: {error}") from error
+    try:
+        return Sweep.model_validate_json(text)
+    except ValidationError as error:
+        found = [{**each, "loc": _place(each["loc"])} for each in error.errors()]
+        # a list whose items are all refused is told to be empty, too
+        told = [_told(each) for each in found if not any(_is_within(other["loc"], each["loc"]) for other in found)]
+        raise SpecError(f"{name}: {'; '.join(dict.fromkeys(told))}") from error
+
+
+def _place(path: Sequence[Any]) -> tuple[Any, ...]:
+    """Where a value stands, without the names that pydantic has for the alternatives of a type."""
+    return tuple(
+        part for part in path if isinstance(part, int) or not re.match(r"constrained-|tuple\[|function-", part)
+    )
+
+
+def _is_within(path: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return 0 < len(outer) < len(path) and path[: len(outer)] == outer
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """Say where a value is wrong, and what would be right."""
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        *outer, key = error["loc"]
+        return _unknown("key", str(key), _fields(outer)) + (f" (under {'.'.join(map(str, outer))})" if outer else "")
+    if error["type"] == "cola":
+        return f"{where}: {error['msg']}" if where else error["msg"]
+    if error["type"] == "missing":
+        return f"the key {where!r} is missing"
+    return f"{where}: {_reason(error)}, and is {_short(error['input'])}"
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """Say in YAML's words what pydantic found."""
+    text = error["msg"].replace("valid array", "list").replace("Tuple", "List").replace(" after validation", "")
+    return f"{text[0].lower()}{text[1:]}"
+
+
+def _fields(path: Sequence[Any]) -> list[str]:
+    """Keys that are allowed at a place of a sweep."""
+    kind: type[BaseModel] = Sweep
+    for part in path:
+        hint = kind.model_fields[part].annotation
+        kind = next(each for each in (hint, *get_args(hint)) if isinstance(each, type) and issubclass(each, BaseModel))
+    return list(kind.model_fields)

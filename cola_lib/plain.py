@@ -1,0 +1,94 @@
+"""Plain values, as users write them: read from YAML, and of the kinds that a dataclass declares."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML.
+
+    Parameters
+    ----------
+    text : str
+        One document.
+
+    Returns
+    -------
+    Any
+        Plain values.
+
+    Raises
+    ------
+    ValueError
+        If it is none, whatever is wrong with it.
+
+    Notes
+    -----
+    PyYAML's own error covers its grammar. A value that its tag does not fit (``!!int ''``, ``2001-99-99``) raises what
+    Python raises on it, and brackets without end exhaust the stack.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{reprlib.repr(text.strip())} is not YAML: {error}") from error
+
+
+def misfit(cls: type, given: Mapping[str, Any]) -> str | None:
+    """Name the first value that is not of its field's kind.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass whose fields are numbers, texts, literals, tuples of these, or one of several.
+    given : mapping of str to Any
+        Values by the names of fields; every name must be one.
+
+    Returns
+    -------
+    str or None
+        What it is and what it should be, as the end of a sentence; ``None`` if every value fits. A field of any other
+        kind is not judged.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import QuantSpec
+    >>> misfit(QuantSpec, {"bits": "3"})
+    "bits is '3', a str, and should be int"
+    >>> misfit(QuantSpec, {"bits": 3, "group_size": None})
+    """
+    hints = get_type_hints(cls)
+    for name, value in given.items():
+        if not _fits(value, hints[name]):
+            kind = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
+            wanted = kind or str(hints[name]).replace("typing.", "")
+            return f"{name} is {reprlib.repr(value)}, a {type(value).__name__}, and should be {wanted}"
+    return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in args)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in args)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if hint is None:
+        return value is None
+    if isinstance(value, bool):  # which Python counts as a number
+        return hint is bool
+    if hint is float:
+        # not infinite, not NaN, and no whole number that is larger than both
+        return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) else True
