@@ -21,7 +21,7 @@ from cola_lib.errors import ColaError, SpecError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TOOLS = {"13_explore", "14_scaling"}  # pages to look something up with, and no chapters of the course
+TOOLS = {"13_explore", "14_performance", "15_scaling"}  # pages to look something up with, and no chapters of the course
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yml"))
 PARAMETERS = 'n_draws = 3  # draws\nsources = [\n    "c4",\n    "math",\n]\nratio: float = 0.5\nlimit = None'
 
