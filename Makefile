@@ -94,9 +94,10 @@ assets: setup  ## Fetch the embedded model and data into the cache
 
 setup: $(INSTALLED)  ## Make .venv and install the locked dependencies and the package
 
-evidence: setup  ## Pack what PROFILE=standard computed into evidence/, and its scorecard into README.md, to be committed
+evidence: setup  ## Pack what PROFILE=standard computed into evidence/, its scorecard and figure into README.md, to be committed
 	@$(PY) -m cola_lib.cli pack --store results/standard --out evidence
 	@$(PY) -m cola_lib.cli claims --store evidence --into README.md
+	@$(PY) book/headline.py
 
 lint: setup  ## Check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .

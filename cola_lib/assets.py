@@ -651,6 +651,9 @@ def _checkpoint_damage(path: Path) -> str | None:
 # what the command line shows
 
 
+State = Literal["ready", "missing", "damaged"]
+
+
 @dataclass(frozen=True, slots=True)
 class AssetStatus:
     """State of one asset in the cache.
@@ -680,7 +683,7 @@ class AssetStatus:
     holds: str
     licence: str
     path: Path
-    state: Literal["ready", "missing", "damaged"]
+    state: State
     size: int
     problem: str | None = None
 
@@ -715,7 +718,7 @@ def _state(
     name: str, version: str, holds: str, licence: str, files: Sequence[Path], problem: str | None
 ) -> AssetStatus:
     present = [file for file in files if file.is_file()]
-    state = "missing" if not present else "damaged" if problem else "ready"
+    state: State = "missing" if not present else "damaged" if problem else "ready"
     path = files[0] if len(files) == 1 else files[0].parent
     size = sum(file.stat().st_size for file in present)
     return AssetStatus(name, version, holds, licence, path, state, size, problem)

@@ -791,8 +791,8 @@ def _read_notebook(path: Path) -> NotebookNode:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        version = (content.get("nbformat"), content.get("nbformat_minor")) if isinstance(content, dict) else ()
-        if version[:1] != (4,) or not isinstance(version[1], int):
+        asked = content if isinstance(content, dict) else {}
+        if asked.get("nbformat") != 4 or not isinstance(asked.get("nbformat_minor"), int):
             raise NotebookError(f"{path} is not a Jupyter notebook of format 4; Jupyter saves an older one in it")
         nbformat.validate(content)  # reading alone only logs what is wrong
         return nbformat.reads(text, as_version=4)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from cola_lib.calibration import CalibrationSet
 from cola_lib.errors import NumericsError, SpecError
@@ -198,14 +201,17 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
     if not counted:
         raise SpecError("no token counts in the loss: raise max_perplexity or take other rows")
     names = [f"{lm.block_name(i)}.{layer}" for i in range(len(lm.blocks)) for layer in lm.architecture.layers]
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=names, lora_dropout=0.0, bias="none")
+    alpha: Any = spec.alpha  # declared a whole number there, and only ever divided
+    config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(spec.seed)
         with warnings.catch_warnings():  # peft asks transformers for what is going to be renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = get_peft_model(lm.model, config)
-        layers = {name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+        layers: dict[str, Any] = {
+            name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)
+        }
         masks = {name: module.get_base_layer().weight != 0 for name, module in layers.items()}
         handles = [module.register_forward_hook(_masked(masks[name])) for name, module in layers.items()]
         try:
@@ -217,28 +223,28 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
         finally:
             for handle in handles:
                 handle.remove()
-            lm.model = adapted.unload()
+            lm.model = cast(PreTrainedModel, adapted.unload())
     trained = sum(p.numel() for module in layers.values() for p in _adapter(module))
     for index, block in enumerate(lm.blocks):
         for layer in lm.architecture.layers:
-            module = block.get_submodule(layer)
-            new = module.weight.data + folded[id(module)].to(module.weight.dtype)
+            module, weight = block.get_submodule(layer), block.get_parameter(f"{layer}.weight")
+            new = weight.data + folded[id(module)].to(weight.dtype)
             if not torch.isfinite(new).all():
                 raise NumericsError(f"{lm.block_name(index)}.{layer}", "training made its weight NaN or infinite")
-            module.weight.data = new
+            weight.data = new
     lm.model.requires_grad_(False).eval()
     lm.weights_changed()
     return TuneReport(tuple(losses), counted / predicted, trained)
 
 
-def _adapter(module: nn.Module) -> list[Tensor]:
+def _adapter(module: Any) -> list[Tensor]:
     return [*module.lora_A["default"].parameters(), *module.lora_B["default"].parameters()]
 
 
-def _masked(mask: Tensor) -> object:
+def _masked(mask: Tensor) -> Callable[..., Tensor]:
     """Make a hook that computes with the adapter's product behind a mask."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    def hook(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         base = module.get_base_layer()
         return nn.functional.linear(inputs[0], base.weight + mask * module.get_delta_weight("default"), base.bias)
 

@@ -99,10 +99,15 @@ class CommandLine(_Sections):
         sections = [self.section("cola", list(options(group, context)), "cola")]
         for name in group.list_commands(context):
             command = group.get_command(context, name)
-            within = command.make_context(f"cola {name}", [], parent=context, resilient_parsing=True)
-            lines = [*usage(command, within), "", inspect.cleandoc(command.help or ""), "", *options(command, within)]
+            within = command.make_context(name, [], parent=context, resilient_parsing=True)
+            about = OPTION.sub(r"`\1`", inspect.cleandoc(command.help or ""))
+            lines = [*usage(command, within), "", about, "", *options(command, within)]
             sections.append(self.section(f"cola {name}", "\n".join(lines).split("\n"), f"cola {name}"))
         return sections
+
+
+OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z-]*)")
+"""What a help text says of an option, whose dashes would become one."""
 
 
 def usage(command: Any, context: Any) -> list[str]:

@@ -493,12 +493,14 @@ def subspace_share(
     """
     target = _gram(target_gram, name)
     d = target.shape[0]
-    known = isinstance(calibration_gram, Spectrum)
-    width = len(calibration_gram.values) if known else calibration_gram.shape[0]
+    width = len(calibration_gram.values if isinstance(calibration_gram, Spectrum) else calibration_gram)
     if width != d:
         raise DataError(f"the calibration set's Gram matrix is of width {width} and the target's of width {d}")
     k = _count(share, d) if k is None else k
-    spectrum = calibration_gram if known else Spectrum.of(calibration_gram, k, name="calibration_gram")
+    if isinstance(calibration_gram, Spectrum):
+        spectrum = calibration_gram
+    else:
+        spectrum = Spectrum.of(calibration_gram, k, name="calibration_gram")
     if not 1 <= k <= spectrum.basis.shape[1]:
         raise SpecError(f"k is {k}, and the spectrum holds {spectrum.basis.shape[1]} of {d} eigenvectors; keep more")
     V = spectrum.basis[:, :k]

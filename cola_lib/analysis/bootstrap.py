@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class _Factor:
 
 def _resampled(n: int, size: int, n_boot: int, rng: np.random.Generator) -> Array:
     """Weights of ``n`` units, each of ``n_boot`` resamples taking ``size`` of them with replacement."""
-    return rng.multinomial(size, np.full(n, 1 / n), size=n_boot) * (n / size)
+    return np.asarray(rng.multinomial(size, np.full(n, 1 / n), size=n_boot) * (n / size), dtype=np.float64)
 
 
 def score_interval(
@@ -164,8 +165,7 @@ def difference(
     (True, True, 'draws and items')
     """
     pair = [condition(a, score, draw=draw), condition(b, score, draw=draw)]
-    options = {"draws": draws, "n_boot": n_boot, "level": level, "interval": interval}
-    return estimate(pair, lambda x, y: x - y, rng=rng, **options)
+    return estimate(pair, lambda x, y: x - y, rng=rng, draws=draws, n_boot=n_boot, level=level, interval=interval)
 
 
 def ratio(
@@ -208,8 +208,8 @@ def ratio(
     """
     pair = [condition(a, score, draw=draw), condition(b, score, draw=draw)]
     found = estimate(pair, _log_ratio, rng=rng, draws=draws, n_boot=n_boot, level=level, interval=interval)
-    ends = {name: float(np.exp(getattr(found, name))) for name in ("value", "low", "high")}
-    return replace(found, **ends, scale="ratio")
+    value, low, high = (float(np.exp(end)) for end in (found.value, found.low, found.high))
+    return replace(found, value=value, low=low, high=high, scale="ratio")
 
 
 def _log_ratio(x: Array, y: Array) -> Array:
@@ -342,7 +342,12 @@ def _draw_factors(joint: _Joint, draws: Draws | Sequence[Hashable]) -> Iterator[
     for members in _draw_groups(joint.conditions, draws):
         n = joint.conditions[members[0]].n_draws
         if n > 1:
-            yield _Factor(n, lambda weights, members=members: joint(draws=dict.fromkeys(members, weights)))
+            yield _Factor(n, partial(_with_draws, joint, members))
+
+
+def _with_draws(joint: _Joint, members: Sequence[int], weights: Array) -> Array:
+    """Value with the draws of some conditions weighted."""
+    return joint(draws=dict.fromkeys(members, weights))
 
 
 def _check_paired(conditions: Sequence[Condition]) -> None:
@@ -400,8 +405,8 @@ def _jointly(joint: _Joint, draws: Draws | Sequence[Hashable], rng: np.random.Ge
     first = joint.conditions[0]
     items = np.ones((n_boot, len(first.items)))
     for index in range(len(first.tasks)):
-        members = np.flatnonzero(first.task == index)
-        items[:, members] = _resampled(len(members), len(members), n_boot, rng)
+        own = np.flatnonzero(first.task == index)
+        items[:, own] = _resampled(len(own), len(own), n_boot, rng)
     weights: dict[int, Array] = {}
     for members in _draw_groups(joint.conditions, draws):
         n = max(joint.conditions[members[0]].n_draws, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from cola_lib.analysis.scores import condition, same_items
+from cola_lib.analysis.scores import Condition, condition, same_items
 from cola_lib.errors import DataError
 
 
@@ -99,11 +99,11 @@ def source_matters(
     >>> source_matters(frame[frame["method"] == "wanda"], rng=np.random.default_rng(0)).p_value < 0.05
     True
     """
-    conditions = {name: condition(rows, score, draw=draw) for name, rows in frame.groupby(source, sort=True)}
+    conditions = {str(name): condition(rows, score, draw=draw) for name, rows in frame.groupby(source, sort=True)}
     return permutation_test(_by_draw(conditions), rng=rng, n_resamples=n_resamples)
 
 
-def _by_draw(conditions: Mapping[str, object]) -> dict[str, NDArray[np.float64]]:
+def _by_draw(conditions: Mapping[str, Condition]) -> dict[str, NDArray[np.float64]]:
     same_items(list(conditions.values()))
     return {name: one.by_draw() for name, one in conditions.items()}
 

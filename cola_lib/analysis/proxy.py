@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -106,13 +106,14 @@ def proxy_table(
         column = str(errors.columns[errors.isna().any()][0])
         raise DataError(f"column {column!r} is missing in {int(errors[column].isna().sum())} of {len(rows)} layers")
     weights = _weights(rows, weight)
-    values = np.log(errors.clip(lower=np.finfo(float).tiny)) if average == "geometric" else errors
+    geometric = average == "geometric"
+    values = errors.clip(lower=np.finfo(float).tiny).apply(np.log) if geometric else errors
     keys = [rows[column] for column in by]
     sums = values.mul(weights, axis=0).groupby(keys, sort=False).sum()
     means = sums.div(weights.groupby(keys, sort=False).sum(), axis=0)
-    means = np.exp(means) if average == "geometric" else means
+    means = means.apply(np.exp) if geometric else means
     means.columns = pd.Index(chosen, name="capability")
-    return means.stack().rename("proxy").reset_index()
+    return pd.Series(means.stack(), name="proxy").reset_index()
 
 
 def deployment_errors(
@@ -243,7 +244,8 @@ def measure_table(features: pd.DataFrame, *, by: Sequence[str] = ("source", "dra
         index=[*by, "target"], columns="feature", values="value", aggfunc="mean", sort=False
     )
     wide.columns.name = None
-    alone = wide.xs("", level="target").dropna(axis=1, how="all") if "" in wide.index.unique("target") else None
+    unaimed = "" in wide.index.unique("target")
+    alone = pd.DataFrame(wide.xs("", level="target")).dropna(axis=1, how="all") if unaimed else None
     own = wide.drop(index="", level="target", errors="ignore").dropna(axis=1, how="all")
     if own.empty:
         raise DataError("no measure is for a target; give the experiment targets")
@@ -321,7 +323,8 @@ def rank_correlations(
         raise DataError(f"column {missing[0]!r} is missing in {table[missing[0]].isna().sum()} of {len(table)} cells")
     values = table[columns].astype(float)
     if within:
-        values = values.groupby([table[column] for column in within], sort=False).transform(_standardized)
+        standardized: Any = _standardized  # column by column
+        values = values.groupby([table[column] for column in within], sort=False).transform(standardized)
     found = []
     parts = table.groupby(list(by), sort=False) if by else [((), table)]
     for name, rows in parts:
@@ -332,7 +335,7 @@ def rank_correlations(
             found.append({**labels, "predictor": predictor, **one})
     result = pd.DataFrame(found)
     adjusted = holm({str(i): p for i, p in enumerate(result["p_value"])})
-    result.insert(result.columns.get_loc("p_value") + 1, "p_holm", list(map(float, adjusted)))
+    result.insert(list(result.columns).index("p_value") + 1, "p_holm", list(map(float, adjusted)))
     return result
 
 

@@ -127,7 +127,7 @@ def _correlation(x: Array, y: Array, left_out: Sequence[float], level: float) ->
     """Build the interval from Fisher's z with each source left out."""
     value, z = float(stats.spearmanr(x, y).statistic), _fisher(x, y)
     n, k = len(x), len(left_out)
-    jackknife = np.sqrt((k - 1) / k * ((left_out - np.mean(left_out)) ** 2).sum())
+    jackknife = np.sqrt((k - 1) / k * ((np.asarray(left_out) - np.mean(left_out)) ** 2).sum())
     independent = np.sqrt((1 + value**2 / 2) / max(n - 3, 1))
     se = float(max(jackknife, independent))
     half = stats.t.ppf((1 + level) / 2, k - 1) * se
@@ -275,7 +275,7 @@ def held_out_correlation(
         if rng is None:
             raise DataError("permutations need an rng, so that they can be made again")
 
-        def statistic(order: Array) -> float:
+        def statistic(order: NDArray[np.integer[Any]]) -> float:
             target, predicted = _predict(X[order], y, names, blocks, alpha)
             return float(stats.spearmanr(predicted, target).statistic)
 
@@ -347,7 +347,7 @@ def _complete(table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def _predict(
-    X: Array | None, y: Array, names: Array, blocks: Array, alpha: float, kind: Array | None = None
+    X: Array | None, y: Array, names: Array, blocks: NDArray[np.integer[Any]], alpha: float, kind: Array | None = None
 ) -> tuple[Array, Array]:
     """Outcomes and held-out predictions on the scale of each fold; without ``X`` the predictions of labels alone."""
     target, predicted = np.empty(len(y)), np.empty(len(y))
@@ -366,7 +366,7 @@ def _predict(
     return target, predicted
 
 
-def _refitted(X: Array, y: Array, names: Array, blocks: Array, alpha: float) -> list[float]:
+def _refitted(X: Array, y: Array, names: Array, blocks: NDArray[np.integer[Any]], alpha: float) -> list[float]:
     """Fisher's z of the whole procedure without each source in turn."""
     found = []
     for name in np.unique(names):
@@ -376,7 +376,7 @@ def _refitted(X: Array, y: Array, names: Array, blocks: Array, alpha: float) -> 
     return found
 
 
-def _scaled(values: Array, blocks: Array, train: NDArray[np.int64]) -> Array:
+def _scaled(values: Array, blocks: NDArray[np.integer[Any]], train: NDArray[np.int64]) -> Array:
     """Centre and scale each block by the rows that are fitted to; (n_cells, n_columns)."""
     scaled = np.empty_like(values)
     for block in np.unique(blocks):
@@ -393,7 +393,7 @@ def _permuted(
     table: pd.DataFrame,
     groups: str,
     within: Sequence[str],
-    statistic: Callable[[Array], float],
+    statistic: Callable[[NDArray[np.integer[Any]]], float],
     observed: float,
     n: int,
     rng: np.random.Generator,

@@ -245,10 +245,11 @@ def _against(
         raise DataError(f"baseline column {unknown[0]!r} is not one of by={', '.join(by)}")
     groups = list(_groups(_scored(frame, score), by))
     base = {_key(name, by): rows for name, rows in groups if baseline.items() <= name.items()}
+    same = dict(baseline)
     pairs = [
-        (name, one, base[_key(name | baseline, by)])
+        (name, one, base[_key(name | same, by)])
         for name, one in groups
-        if _key(name | baseline, by) in base and not baseline.items() <= name.items()
+        if _key(name | same, by) in base and not baseline.items() <= name.items()
     ]
     if not pairs:
         raise DataError(f"no condition can be compared with the baseline {dict(baseline)}: is it in the frame?")
@@ -383,7 +384,8 @@ def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, 
     if "capability" not in by:
         raise DataError("capabilities are reported one by one: by must include 'capability'")
     for values, rows in frame.groupby(list(by), sort=False, dropna=False):
-        yield dict(zip(by, (None if pd.isna(v) else v for v in values), strict=True)), rows
+        labels: tuple[Any, ...] = values
+        yield dict(zip(by, (None if pd.isna(v) else v for v in labels), strict=True)), rows
 
 
 def _key(name: Mapping[str, Any], by: Sequence[str]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,7 @@ def _bin_total(frame: pd.DataFrame) -> pd.Series:
     return frame["bin_tokens"].map(lambda counts: np.nan if _absent(counts) else float(np.sum(counts)))
 
 
-def _absent(value: object) -> bool:
+def _absent(value: Any) -> bool:
     return value is None or (np.ndim(value) == 0 and bool(pd.isna(value)))
 
 
@@ -367,10 +368,9 @@ def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = 
     place = np.ravel_multi_index((row, column), shape)
     _once_each(frame, draw, place, shape)
     order = np.argsort(place)  # draw by draw, and item by item
-    values = list(frame["numerator"].iloc[order]) if kind.binned else frame["numerator"].to_numpy(np.float64)[order]
     first = order[: len(items)]
     tasks, task = np.unique(frame["task"].to_numpy(dtype=str)[first], return_inverse=True)
-    about = {
+    about: dict[str, Any] = {
         "weight": frame["weight"].to_numpy(dtype=np.float64)[first],
         "task": task.astype(np.int64),
         "items": tuple(items),
@@ -378,8 +378,8 @@ def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = 
         "draws": tuple(draws) if has_draws.all() else (),
     }
     if not kind.binned:
-        return Condition(numerator=values.reshape(shape), **about)
-    bins = np.stack(values).reshape(*shape, -1)  # (n_draws, n_items, n_bins)
+        return Condition(numerator=frame["numerator"].to_numpy(np.float64)[order].reshape(shape), **about)
+    bins = np.stack(list(frame["numerator"].iloc[order])).reshape(*shape, -1)  # (n_draws, n_items, n_bins)
     return BinnedCondition(numerator=np.ascontiguousarray(np.moveaxis(bins, -1, 0)), **about)
 
 

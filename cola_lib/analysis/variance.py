@@ -157,7 +157,7 @@ def _cells(frame: pd.DataFrame, score: str, source: str, method: str, draw: str)
         raise DataError(f"score {score!r} is no sum over items, so its variance has no item component")
     calibrated = frame[frame[source].notna()]
     keys = calibrated.groupby([source, method], sort=True)
-    cells = {key: condition(rows, score, draw=draw) for key, rows in keys}
+    cells = {(str(s), str(m)): condition(rows, score, draw=draw) for (s, m), rows in keys}
     sources, methods = ({key[axis] for key in cells} for axis in (0, 1))
     if min(len(sources), len(methods)) < 2:
         raise DataError(f"components need 2 sources and 2 methods; there are {len(sources)} and {len(methods)}")

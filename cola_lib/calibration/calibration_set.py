@@ -317,7 +317,7 @@ class CalibrationSet:
         folder = Path(folder)
         try:
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-            tensors = load_file(folder / _TENSORS)
+            tensors: dict[str, Any] = load_file(folder / _TENSORS)
             stored = facts.pop("fingerprint")
             facts["sample_ids"] = tuple(map(tuple, facts["sample_ids"]))
             facts["sources"] = tuple(facts["sources"])

@@ -111,6 +111,10 @@ def _check(sample: Sample, format: str) -> None:
         )
 
 
+def _question(sample: Sample) -> str:
+    return sample.question or ""
+
+
 def _response(sample: Sample) -> str:
     """Reasoning and answer, or the answer alone; the words of :func:`cola_lib.data.benchmarks.question_answer`."""
     answer, reasoning = _answer(sample) or "", sample.reasoning
@@ -135,19 +139,19 @@ def text(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ())
 def question(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
     """Word a sample as its question alone."""
     _check(sample, "question")
-    return sample.question
+    return _question(sample)
 
 
 def question_answer(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
     """Word a sample as question and final answer, without reasoning."""
     _check(sample, "question_answer")
-    return sample.text if sample.source in OWN_WORDS else prompted(sample.question, _answer(sample))
+    return sample.text if sample.source in OWN_WORDS else prompted(_question(sample), _answer(sample) or "")
 
 
 def question_reasoning(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
     """Word a sample as question, reasoning and final answer."""
     _check(sample, "question_reasoning")
-    return prompted(sample.question, _response(sample))
+    return prompted(_question(sample), _response(sample))
 
 
 def chat(sample: Sample, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Sample] = ()) -> str:
@@ -170,8 +174,8 @@ def chat(sample: Sample, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Sam
         ) from error
     if "strftime_now" in template:
         template = _FIXED_DATE + template
-    turns = [{"role": "user", "content": sample.question}, {"role": "assistant", "content": _response(sample)}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
+    turns = [{"role": "user", "content": _question(sample)}, {"role": "assistant", "content": _response(sample)}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
 
 
 def few_shot(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:

@@ -20,12 +20,16 @@ NOTEBOOK_FAILED = 1
 class _Group(TyperGroup):
     """Commands whose errors are one line that begins with ``error:``."""
 
+    def _main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command, and let its errors out."""
+        return super().main(*args, **{**kwargs, "standalone_mode": False})
+
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Run a command, and exit with its status."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return self._main(*args, **kwargs)
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = self._main(*args, **kwargs)
         except typer.TyperException as error:
             if not error.format_message():  # no command was given, and the help has been shown
                 sys.exit(BAD_INPUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -25,9 +25,10 @@ from cola_lib.cli.options import (
 from cola_lib.errors import SpecError
 
 if TYPE_CHECKING:
-    from cola_lib.calibration import CalibrationSet
+    from cola_lib.calibration import CalibrationSet, Format, Layout
     from cola_lib.compress import CompressionReport, Spec
     from cola_lib.export import Export
+    from cola_lib.statistics import Propagate
 
 LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
@@ -291,15 +292,16 @@ def compress(
     settled = compression.settle(lm, spec)
     if spec.calibrated:
         if read is None:
+            as_layout, as_format = cast("Layout", layout), cast("Format", format_)  # refused there if they are none
             read = calibration_set(
-                names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=layout, format=format_
+                names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=as_layout, format=as_format
             )
         typer.echo(read.summary(), err=True)
     report = compression.compress(
         lm,
         settled,
         read,
-        propagate=propagate,
+        propagate=cast("Propagate", propagate),
         layer_errors=layer_errors,
         keep_codes=packed,
         progress=progress,

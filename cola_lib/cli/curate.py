@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,7 +179,7 @@ def _strategy_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _show_set(facts: dict[str, Any]) -> None:
+def _show_set(facts: Mapping[str, Any]) -> None:
     """Print what is known of a curated set."""
     about = facts["set"]
     options = "".join(f", {name} = {value}" for name, value in facts.get("options", {}).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ def assets(
 
     store.fetch(refresh=refresh)
     store.model_dir(refresh=refresh)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": row.name,
             "version": row.version,
@@ -55,7 +55,7 @@ def sources(as_json: JsonOption = False) -> None:
     """
     from cola_lib.data import load_samples, source_info, source_names
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in source_names():
         info = source_info(name)
         items = {split: len(load_samples(name, split)) for split in info.splits}

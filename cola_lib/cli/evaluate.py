@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,6 +210,7 @@ def _show_report(found: HarnessResult, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(out), "missing": missing, "results": summary.to_dict("records")})
         return
+    rows: Iterable[Any] = summary.rename(columns={"name": "task"}).itertuples(name="Row")
     table = [
         [
             row.task,
@@ -217,7 +219,7 @@ def _show_report(found: HarnessResult, out: Path, as_json: bool) -> None:
             f"{row.value:.4f}",
             "-" if row.low != row.low else f"[{row.low:.4f}, {row.high:.4f}]",
         ]
-        for row in summary.rename(columns={"name": "task"}).itertuples(name="Row")
+        for row in rows
     ]
     print_table(["task", "metric", "items", "value", "95 % interval"], table)
     for name, reason in missing.items():

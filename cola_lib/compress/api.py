@@ -187,8 +187,7 @@ def settle(lm: LanguageModel, spec: Spec) -> Spec:
     >>> settle(tiny_model(), method_spec("rtn", bits=4)).group_size
     32
     """
-    layers = [lm.blocks[0].get_submodule(name) for name in lm.architecture.layers]
-    widths = {layer.in_features for layer in layers}
+    widths = {lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers}
     if isinstance(spec, QuantSpec):
         return spec.for_widths(widths)
     if isinstance(spec, PruneSpec) and spec.pattern is not None:

@@ -118,7 +118,7 @@ def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
     >>> bool((clipped.abs() <= W.abs()).all())
     True
     """
-    groups = in_groups(W, spec.group_size)  # (d_out, n_groups, g)
+    groups = in_groups(W, spec.settled_group_size)  # (d_out, n_groups, g)
     n_groups, size = groups.shape[1:]
     blocks = gram.unflatten(0, (n_groups, size)).unflatten(2, (n_groups, size))
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (n_groups, g, g)

@@ -22,7 +22,7 @@ from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
 from cola_lib.compress.sparsegpt import sparsegpt
 from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec, enter
 from cola_lib.compress.wanda import wanda
-from cola_lib.errors import NumericsError
+from cola_lib.errors import DataError, NumericsError
 from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
 from cola_lib.revisions import REVISIONS
 from cola_lib.statistics import InputStatistics, gram_matrix
@@ -144,6 +144,13 @@ class Problem:
     group: InputGroup
     config: PretrainedConfig
 
+    @property
+    def statistics(self) -> InputStatistics:
+        """Statistics of the input, for methods that read them."""
+        if self.stats is None:
+            raise DataError(f"{self.layers[0]}: the method reads calibration data, and no statistics were given")
+        return self.stats
+
 
 class Solution(NamedTuple):
     """What a method found for the layers that read one input.
@@ -184,21 +191,21 @@ def _rtn(problem: Problem, spec: QuantSpec) -> Solution:
 
 
 def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution([wanda(W, problem.stats, spec) for W in problem.weights])
+    return Solution([wanda(W, problem.statistics, spec) for W in problem.weights])
 
 
 def _ria(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution([ria(W, problem.stats, spec) for W in problem.weights])
+    return Solution([ria(W, problem.statistics, spec) for W in problem.weights])
 
 
 def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
     layers = zip(problem.weights, problem.layers, strict=True)
-    return Solution([sparsegpt(W, problem.stats, spec, layer) for W, layer in layers])
+    return Solution([sparsegpt(W, problem.statistics, spec, layer) for W, layer in layers])
 
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    stacked = gptq_on_grid(torch.cat(problem.weights), problem.stats, spec, problem.layers[0])
+    stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0])
     return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
 
 
@@ -206,7 +213,7 @@ def _awq(problem: Problem, spec: QuantSpec) -> Solution:
     producer = problem.group.producer
     rounded, scale = awq_on_grid(
         problem.weights,
-        problem.stats,
+        problem.statistics,
         spec,
         scalable=producer is not None,
         rows=producer.rows(problem.config) if producer and producer.rows else None,
@@ -223,7 +230,7 @@ def _smoothquant(problem: Problem, spec: SmoothQuantSpec) -> Solution:
     producer = problem.group.producer
     rounded, scale = smoothquant_on_grid(
         problem.weights,
-        problem.stats,
+        problem.statistics,
         spec,
         layer=problem.layers[0],
         scalable=producer is not None and (spec.smooth == "all" or problem.group.name in AFTER_NORM),
@@ -288,7 +295,7 @@ def register_method(name: str, kind: type[Spec] = PruneSpec, *, revision: int = 
     >>> from cola_lib.models import tiny_model
     >>> @register_method("quiet")
     ... def quiet(problem, spec):
-    ...     norm = problem.stats.input_norm()  # of inputs alone, whatever their weights
+    ...     norm = problem.statistics.input_norm()  # of inputs alone, whatever their weights
     ...     masks = [prune_mask(norm.expand_as(W), spec, per_row=True) for W in problem.weights]
     ...     return Solution([W.masked_fill(mask, 0) for W, mask in zip(problem.weights, masks)])
     >>> lm = tiny_model()
@@ -327,7 +334,7 @@ def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: Pre
     """
     if producer.rows is None:
         return scale
-    divisor = torch.ones(block.get_submodule(producer.module).weight.shape[0], device=scale.device)
+    divisor = torch.ones(block.get_parameter(f"{producer.module}.weight").shape[0], device=scale.device)
     divisor[producer.rows(config).to(scale.device)] = scale
     return divisor
 
@@ -465,7 +472,7 @@ def compress_block(
         stats = statistics[group.name] if statistics is not None else None
         on_targets = {target: each[group.name] for target, each in (targets or {}).items()}
         layers = [f"{name}.{layer}" for layer in group.layers]
-        weights = [block.get_submodule(layer).weight.float() for layer in group.layers]
+        weights = [block.get_parameter(f"{layer}.weight").float() for layer in group.layers]
         for layer, W in zip(layers, weights, strict=True):
             if not torch.isfinite(W).all():
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
@@ -477,12 +484,12 @@ def compress_block(
             if new is not W:
                 update.values[f"{short}.weight"] = new
             update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds, layer_errors))
-        if keep_codes and rounded is not None:
+        if keep_codes and rounded is not None and isinstance(spec, QuantSpec):
             for short, each in zip(group.layers, rounded, strict=True):
                 update.quantized[short] = QuantizedWeight.of(each, spec)
         if isinstance(spec, QuantSpec) and spec.act_bits is not None:
             update.rounding |= dict.fromkeys(group.layers, rounding_of(stats, spec, layers[0], scale))
-        if scale is not None:
+        if scale is not None and group.producer is not None:
             folds.append((group.producer, scale))
     for producer, scale in folds:
         fold(update.values, block, producer, scale, config)

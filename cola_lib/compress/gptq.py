@@ -132,7 +132,7 @@ def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str 
         Name for error messages.
     """
     d_in = W.shape[1]
-    group_size = d_in if spec.group_size == -1 else spec.group_size
+    group_size = d_in if spec.settled_group_size == -1 else spec.settled_group_size
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
     V = W.T[order]  # (d_in, d_out), contiguous

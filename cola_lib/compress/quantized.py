@@ -134,7 +134,8 @@ class QuantizedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs."""
-        return tuple(self.codes.shape)
+        d_out, d_in = self.codes.shape
+        return d_out, d_in
 
     @property
     def group_size(self) -> int:

@@ -37,6 +37,6 @@ def rtn(W: Tensor, spec: QuantSpec) -> Tensor:
 
 def rtn_on_grid(W: Tensor, spec: QuantSpec) -> OnGrid:
     """Like :func:`rtn`, with the grid."""
-    groups = in_groups(W, spec.group_size)  # (d_out, n_groups, group_size)
+    groups = in_groups(W, spec.settled_group_size)  # (d_out, n_groups, group_size)
     grid = grid_of(groups, spec.bits, spec.symmetric)
     return OnGrid(grid.round(groups).flatten(1), Grid(*(tensor.squeeze(-1) for tensor in grid)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
-from cola_lib.errors import NumericsError
+from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.models import InputRounding
 from cola_lib.statistics import ChannelSums
 
@@ -198,9 +198,13 @@ def rounding_of(stats: ChannelSums | None, spec: QuantSpec, layer: str, scale: T
     >>> rounding_of(None, method_spec("rtn", bits=8, act_bits=8), "model.layers.0.mlp.up_proj")
     InputRounding(bits=8, step=None)
     """
+    if spec.act_bits is None:
+        raise SpecError(f"{spec.label} leaves activations as they are: give act_bits")
     rounding = InputRounding(spec.act_bits)
     if not spec.fixed_range:
         return rounding
+    if stats is None:
+        raise DataError(f"{layer}: a fixed range is that of calibration data, and there are none")
     abs_max = stats.channel_max(layer)
     most = float((abs_max if scale is None else abs_max / scale).max())
     if not most > 0:

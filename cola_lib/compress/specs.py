@@ -202,6 +202,13 @@ class QuantSpec:
             return _key(self, used)
         return _key(self, used | {"act_bits", "act_strategy"}, "input_rounding")
 
+    @property
+    def settled_group_size(self) -> int:
+        """Group size, which must have been settled; -1 for whole rows."""
+        if self.group_size is None:
+            raise SpecError(f"the group size of {self.label} is not settled: give one, or call settle or for_widths")
+        return self.group_size
+
     def for_widths(self, widths: set[int]) -> QuantSpec:
         """Settle the group size for a model.
 

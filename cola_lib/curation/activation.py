@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -167,10 +168,8 @@ class OutlierCover(Strategy):
                 own = peaks[group.name][:, position].double()  # (n_rows, d_in)
                 peak = own.amax(0)
                 outlier = peak > self.threshold * peak.median()
-                energy = sum(
-                    lm.blocks[block].get_submodule(layer).weight.double().square().sum(0).cpu()
-                    for layer in group.layers
-                )
+                weights_of = [lm.blocks[block].get_parameter(f"{layer}.weight") for layer in group.layers]
+                energy = reduce(torch.add, [W.double().square().sum(0).cpu() for W in weights_of])
                 lost = peak.square() * energy
                 covers.append((own >= self.reached * peak)[:, outlier].numpy())
                 weights.append((lost / lost.sum())[outlier].numpy())
@@ -294,7 +293,8 @@ def greedy_volume(vectors: np.ndarray, n: int, ridge: float = 1.0) -> list[int]:
     # By the matrix determinant lemma a vector adds log(1 + xᵀA⁻¹x); A⁻¹ follows by Sherman and Morrison.
     reach = scaled.copy()  # rows A⁻¹x
     gain = np.einsum("ij,ij->i", scaled, reach)
-    left, order = np.ones(len(scaled), dtype=bool), []
+    left = np.ones(len(scaled), dtype=bool)
+    order: list[int] = []
     while len(order) < min(n, len(scaled)):
         best = int(np.where(left, gain, -1.0).argmax())
         order.append(best)

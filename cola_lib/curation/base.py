@@ -132,6 +132,7 @@ class Brief:
         )
 
 
+@dataclass(frozen=True)
 class Strategy(ABC):
     """A way of choosing a calibration set from a pool.
 

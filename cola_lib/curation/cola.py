@@ -311,7 +311,7 @@ class Cola(Strategy):
     def choose(self, brief: Brief) -> CalibrationSet:
         """See :meth:`Strategy.select`."""
         rows = brief.rows(COLA_COMPOSITION if self.composition else PLAIN)
-        kept = range(len(rows))
+        kept: Sequence[int] = range(len(rows))
         if self.domain:
             of_source = by_source(rows)
             kept = [i for source in self.sources(brief).chosen for i in of_source.get(source, [])]
@@ -330,5 +330,11 @@ class Cola(Strategy):
         brief : Brief
             What is asked for.
         """
-        options = {"seq_len": brief.seq_len, "n_sources": self.n_sources, "embedding": self.embedding}
-        return cover(brief.pool, brief.lm, brief.deployment, **options)
+        return cover(
+            brief.pool,
+            brief.lm,
+            brief.deployment,
+            seq_len=brief.seq_len,
+            n_sources=self.n_sources,
+            embedding=self.embedding,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def continued(
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(brief.seed())  # transformers draws from torch's own generator
         for some in prompts.split(size):
-            written = lm.model.generate(
+            generate: Any = lm.model.generate  # declared on a base that types it as a tensor
+            written = generate(
                 input_ids=some.to(lm.device),
                 attention_mask=torch.ones_like(some).to(lm.device),
                 generation_config=settings,

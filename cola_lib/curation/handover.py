@@ -194,7 +194,7 @@ def row_texts(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> list[
             ids = ids[len(before) :]
         if after and ids[-len(after) :] == after:
             ids = ids[: -len(after)]
-        found.append(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        found.append(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
     return found
 
 

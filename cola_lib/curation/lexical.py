@@ -132,12 +132,13 @@ class ZipCal(Strategy):
         tokenizer = brief.lm.tokenizer
         special = set(tokenizer.all_special_ids)
         known = sorted({i for row in range(len(rows)) for i in rows.ids(row)} - special)
-        written = {i: tokenizer.decode([i]).strip().lower() for i in known}
+        written = {i: str(tokenizer.decode([i])).strip().lower() for i in known}
         return [frozenset(written.get(i, "") for i in rows.ids(row)) - {""} for row in range(len(rows))]
 
     @staticmethod
     def _greedy(brief: Brief, own: Sequence[int], types: Sequence[frozenset[str]]) -> list[int]:
-        left, covered, order = list(own), set(), []
+        left, covered = list(own), set[str]()
+        order: list[int] = []
         while left and len(order) < brief.n_samples:
             compared = left
             if len(left) > MOST_COMPARED:

@@ -85,7 +85,8 @@ def curate(
     made = strategy(chooser, **(options or {}))
     aim = load_target(target, seed=seed) if isinstance(target, str) else target
     pool = Pool.load(sources, seed=seed, limit=limit, without=aim.sample_ids if aim else ())
-    if n_tokens is not None:
+    if n_samples is None:
+        assert n_tokens is not None, "one of the two was asked for above"
         rows = at_tokens(made, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=aim, seed=seed)
     else:
         generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class Remembering:
     """Keeps what was computed, so that strategies which ask for the same thing share it."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, object] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Compute something once.
@@ -310,10 +310,12 @@ class Pool(Remembering):
             For each key that :meth:`features` will be called with, its probes.
         """
         missing = {key: probes for key, probes in wanted.items() if self._place(lm, rows, key) not in self._kept}
-        flat = {(key, name): probe for key, probes in missing.items() for name, probe in probes.items()}
+        places = [(key, name) for key, probes in missing.items() for name in probes]
+        flat = {str(i): missing[key][name] for i, (key, name) in enumerate(places)}
         if not flat:
             return
-        found = row_features(lm, rows.tokens, flat, progress=False)
+        measured = row_features(lm, rows.tokens, flat, progress=False)
+        found = dict(zip(places, measured.values(), strict=True))
         for key, probes in missing.items():
             self._kept[self._place(lm, rows, key)] = {name: found[key, name] for name in probes}
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -310,7 +311,8 @@ class Proxy(Strategy):
             order.append(best)
         if not self.reweigh:
             return brief.take(rows, order)
-        return brief.take(rows, order, self._weights(objective, [[i] for i in order], weights) * len(order))
+        shares_of = self._weights(objective, [[i] for i in order], weights)
+        return brief.take(rows, order, (shares_of * len(order)).tolist())
 
     def _mixed(self, brief: Brief, rows: Rows, objective: Objective, weights: Tensor) -> CalibrationSet:
         """Find how much of each source to take, and take its rows at random."""
@@ -339,7 +341,8 @@ class Proxy(Strategy):
         for _ in range(300):
             optimizer.zero_grad()
             mixture = logs.softmax(0)
-            loss = sum(objective.loss(i, (mixture @ part)[None]) for i, part in enumerate(parts)) / len(parts)
+            losses = [objective.loss(i, (mixture @ part)[None]) for i, part in enumerate(parts)]
+            loss = reduce(torch.add, losses) / len(parts)
             self._joined(loss, weights).sum().backward()
             optimizer.step()
         return logs.detach().softmax(0)
@@ -356,11 +359,11 @@ class Proxy(Strategy):
         capabilities = by_source(wanted)
         weights = [brief.deployment.weights[capability] * (1 - self.prior) for capability in capabilities]
         layers = [
-            [lm.blocks[block].get_submodule(layer).weight.float().cpu() for layer in group.layers]
+            [lm.blocks[block].get_parameter(f"{layer}.weight").float().cpu() for layer in group.layers]
             for group in groups
             for block in blocks
         ]
-        columns = [sum(W.square().sum(0) for W in some) for some in layers]
+        columns = [reduce(torch.add, [W.square().sum(0) for W in some]) for some in layers]
         if self.objective == "gram":
             scale = [one.mean(0).clamp(min=_TINY).rsqrt() for one in own]
             probes = self._sketches(brief, groups, blocks, scale)

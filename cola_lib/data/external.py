@@ -129,7 +129,8 @@ def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None
     text = _text(record, column, where)
     if not text.strip():
         return None
-    known = {key: _string(record, key, where) for key in OPTIONAL}
+    given = {key: _string(record, key, where) for key in OPTIONAL}
+    known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     choices = record.get("choices")
     gold = record.get("gold")
     own = record.get("id")
@@ -260,7 +261,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str, str | None]:
     dataset, *rest = _COLON.split(name.removeprefix("hf:"))
     if not dataset or len(rest) > 3:
         raise DataError(f"source {name!r} is not of the form hf:NAME[:config][:split][:column]")
-    config, split, column = (*rest, *[""] * (3 - len(rest)))
+    config, split, column = [*rest, "", "", ""][:3]
     return dataset, config or None, split or "train", column or None
 
 

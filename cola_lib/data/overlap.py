@@ -221,7 +221,7 @@ class EvaluationIndex:
         text = "\n".join({sample.text: None} | {text: None for text, _ in parts(sample)})
         hashes = run_hashes(text, n)
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        hits = np.flatnonzero(self._hashes[at] == hashes) if len(self._hashes) else []
+        hits = np.flatnonzero(self._hashes[at] == hashes) if len(self._hashes) else at
         if not len(hits):
             return None
         start = int(hits[0])

@@ -104,8 +104,8 @@ class Sample:
     answer: str | None = None
     choices: tuple[str, ...] = ()
     gold: int | None = None
-    split_key: str | None = None
+    split_key: str = ""
 
     def __post_init__(self) -> None:
-        if self.split_key is None:
+        if not self.split_key:
             object.__setattr__(self, "split_key", self.id)

@@ -68,7 +68,7 @@ def overlap_groups() -> dict[str, tuple[str, float]]:
         fraction among its members' sources. Made by :func:`cola_lib.data.registry.overlap_report`.
     """
     text = resources.files("cola_lib.data").joinpath("overlap_groups.txt").read_text(encoding="utf-8")
-    groups = {}
+    groups: dict[str, tuple[str, float]] = {}
     for line in text.splitlines():
         if line.startswith("#"):
             continue

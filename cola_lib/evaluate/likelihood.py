@@ -340,7 +340,11 @@ def _collate(rows: Sequence[Row], device: torch.device) -> Batch:
         return torch.as_tensor(values, dtype=torch.int64).to(device)
 
     return Batch(
-        *map(tensor, (ids, positions, branch, where, target)),
+        tensor(ids),
+        tensor(positions),
+        tensor(branch),
+        tensor(where),
+        tensor(target),
         requests=tuple(request for row in rows for request in row.requests),
         branched=any(len(row.branches) > 1 for row in rows),
     )
@@ -398,7 +402,7 @@ class Head:
     @property
     def weight(self) -> Tensor:
         """Weight of shape (vocabulary, d_model)."""
-        return self._head.weight
+        return self._head.get_parameter("weight")
 
     def predict(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predict tokens from hidden states.

@@ -35,7 +35,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from cola_lib.errors import SandboxError
 
@@ -205,38 +205,47 @@ def run_code(program: str, *, allow_code_execution: bool = False, limits: Limits
     return _judge(json.loads(report_text), text, too_much)
 
 
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Its input and output, which it was started with."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
+
+
 def _converse(process: subprocess.Popen[bytes], settings: dict, limits: Limits) -> tuple[bytes, bool]:
     """Hand the program over, and read what it writes; more than it may write is its end."""
+    given, written = _pipes(process)
     with contextlib.suppress(BrokenPipeError):  # it is dead already, and its last words are read below
-        process.stdin.write(json.dumps(settings).encode() + b"\n")
-        process.stdin.flush()
+        given.write(json.dumps(settings).encode() + b"\n")
+        given.flush()
     readable = select.poll()
-    readable.register(process.stdout, select.POLLIN)
+    readable.register(written, select.POLLIN)
     deadline = time.monotonic() + limits.wall_seconds + _GRACE
-    kept, n_bytes = [], 0
+    kept: list[bytes] = []
+    n_bytes = 0
     while True:
         if not readable.poll(1000 * max(0.0, deadline - time.monotonic())):
             raise SandboxError(f"the sandbox did not end {_GRACE:.0f} s after its time limit; it has been killed")
-        part = os.read(process.stdout.fileno(), 2**16)
+        part = os.read(written.fileno(), 2**16)
         if not part:
             return b"".join(kept)[: limits.output_bytes], n_bytes > limits.output_bytes
         if n_bytes <= limits.output_bytes:
             kept.append(part)
         n_bytes += len(part)
-        if n_bytes > limits.output_bytes and not process.stdin.closed:
-            process.stdin.close()
+        if n_bytes > limits.output_bytes and not given.closed:
+            given.close()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Make sure that it is gone. The end of its input makes it kill the program; its own death does the same."""
+    given, written = _pipes(process)
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+        given.close()
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stdout.close()
+    written.close()
 
 
 def _judge(found: dict, output: str, too_much: bool) -> CodeRun:

@@ -219,7 +219,7 @@ def _window(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded | None
         return None
     if len(ids) > WINDOW_TOKENS:
         # A cut inside a character decodes to U+FFFD, which would be text that nobody wrote.
-        text = tokenizer.decode(ids[:WINDOW_TOKENS], clean_up_tokenization_spaces=False).rstrip("\ufffd")
+        text = str(tokenizer.decode(ids[:WINDOW_TOKENS], clean_up_tokenization_spaces=False)).rstrip("\ufffd")
     return "", (text,), 0
 
 
@@ -229,26 +229,38 @@ def _last_word(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded | N
     return (context, (" " + word,), 0) if context else None
 
 
+def _question(sample: Sample) -> str:
+    if sample.question is None:
+        raise DataError(f"sample {sample.id} of source {sample.source} has no question, which its task needs")
+    return sample.question
+
+
+def _gold(sample: Sample) -> int:
+    if sample.gold is None:
+        raise DataError(f"sample {sample.id} of source {sample.source} does not say which choice is right")
+    return sample.gold
+
+
 def _cloze(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """Question and answer texts, never letters: small models cannot yet use letters (arXiv 2406.08446)."""
     context = f"Question: {sample.question}\nAnswer:"
-    return context, tuple(f" {choice}" for choice in sample.choices), sample.gold
+    return context, tuple(f" {choice}" for choice in sample.choices), _gold(sample)
 
 
 def _passage(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """BoolQ: the question stands after its passage, with its own prompt word."""
-    return f"{sample.question}\nAnswer:", tuple(f" {choice}" for choice in sample.choices), sample.gold
+    return f"{sample.question}\nAnswer:", tuple(f" {choice}" for choice in sample.choices), _gold(sample)
 
 
 def _ending(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """HellaSwag: which ending follows."""
-    return sample.question, tuple(f" {choice}" for choice in sample.choices), sample.gold
+    return _question(sample), tuple(f" {choice}" for choice in sample.choices), _gold(sample)
 
 
 def _blank(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """WinoGrande, partial evaluation: the rest of the sentence, given each filling (arXiv 1806.02847)."""
-    before, _, after = sample.question.partition("_")
-    return tuple(before + choice for choice in sample.choices), (after,) * len(sample.choices), sample.gold
+    before, _, after = _question(sample).partition("_")
+    return tuple(before + choice for choice in sample.choices), (after,) * len(sample.choices), _gold(sample)
 
 
 def _solution(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
@@ -258,7 +270,7 @@ def _solution(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
 
 def _code(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Worded:
     """Code that solves the task, given its description or the function's head."""
-    return _after(sample, sample.question)
+    return _after(sample, _question(sample))
 
 
 def _after(sample: Sample, context: str) -> Worded:

@@ -133,10 +133,18 @@ class Worker:
         found: list[GridResult] = []
         failures = []
         for number, method in enumerate(methods):
-            options = {"n_draws": self._sweep.draws, "propagate": self._sweep.propagate, "progress": False}
             first = number == 0 and not task.calibrated
             try:
-                found.append(experiment.run_sets(sets, [method] if method else [], dense=first, **options))
+                found.append(
+                    experiment.run_sets(
+                        sets,
+                        [method] if method else [],
+                        n_draws=self._sweep.draws,
+                        propagate=self._sweep.propagate,
+                        dense=first,
+                        progress=False,
+                    )
+                )
             except (NumericsError, DataError) as error:
                 notes = "; ".join(getattr(error, "__notes__", ()))
                 failures.append(f"{_name(self._sweep, task)}, {_label(method)}: {error}{notes and f' ({notes})'}")
@@ -274,8 +282,10 @@ def look_at_sweep(sweep: Sweep, *, progress: bool = True) -> pd.DataFrame:
     worker, rows = Worker(sweep), []
     for task in tqdm(sweep.tasks(), unit="set", desc="sweep", disable=not progress):
         n_cells, n_stored = worker.look(task)
-        size = {"draw": task.draw, "n_samples": task.n_samples, "seq_len": task.seq_len}
-        size = size if task.calibrated else dict.fromkeys(size, pd.NA)
+        size = {
+            name: value if task.calibrated else pd.NA
+            for name, value in (("draw", task.draw), ("n_samples", task.n_samples), ("seq_len", task.seq_len))
+        }
         counts = {"cells": n_cells, "stored": n_stored, "missing": n_cells - n_stored}
         rows.append({"model": task.model, "set": _set_name(sweep, task), **size, **counts})
     return pd.DataFrame(rows)

@@ -158,7 +158,7 @@ class Experiment:
             many tokens; and ``repeat``, to have every row so many times.
         """
         split, times = options.pop("split_rows", None), options.pop("repeat", 1)
-        sizes = {"n_samples": self.n_samples, "seq_len": self.seq_len, "layout": self.layout} | options
+        sizes: dict[str, Any] = {"n_samples": self.n_samples, "seq_len": self.seq_len, "layout": self.layout} | options
         if source == RANDOM_TOKENS:
             built = random_tokens_set(self.lm.tokenizer, sizes["n_samples"], sizes["seq_len"], seed=self.seed + draw)
         else:
@@ -389,7 +389,7 @@ class Experiment:
             Of the pools that it must share no text with.
         """
         capabilities = tuple(self.targets)
-        options = {
+        options: dict[str, Any] = {
             "capabilities": capabilities,
             "seed": self.seed,
             "draw": n_draws,

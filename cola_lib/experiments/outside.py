@@ -128,7 +128,8 @@ def run_outside(
     began, shared = time.perf_counter(), workspace or Workspace()
 
     def named(rows: CalibrationSet, own: Mapping[str, Label]) -> dict[str, Label]:
-        kind = {"model": lm.name, "method": TOOL, "label": recipe.label, "calibrated": True, "propagate": "compressed"}
+        kind: dict[str, Label] = {"model": lm.name, "method": TOOL, "label": recipe.label}
+        kind |= {"calibrated": True, "propagate": "compressed"}
         return {**kind, **set_labels(rows), **own}
 
     found = list(
@@ -242,7 +243,8 @@ def run_llmcompressor(python: Path, base: Path, recipe: OutsideRecipe) -> None:
     ColaError
         If the tool fails; with the end of what it said.
     """
-    command = [python.absolute(), SCRIPT, base / "model", base / "set", base / "out", json.dumps(asdict(recipe))]
+    folders = [str(base / name) for name in ("model", "set", "out")]
+    command = [str(python.absolute()), str(SCRIPT), *folders, json.dumps(asdict(recipe))]
     # What this process imports from must not come first in the other environment.
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",

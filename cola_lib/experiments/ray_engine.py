@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -235,8 +236,7 @@ class _Crew:
         """Give each idle worker the task that suits what it has in memory."""
         while queue and self._idle:
             worker, last = self._idle.pop(0)
-            near = (last.model, last.draw) if last is not None else (None, None)
-            task = min(queue, key=lambda each, near=near: (each.model != near[0], each.draw != near[1]))
+            task = min(queue, key=partial(_steps_away, last))
             queue.remove(task)
             self._attempts[task] += 1
             self._busy[worker.run.remote(task)] = (worker, task)
@@ -275,6 +275,11 @@ class _Crew:
         workers = [*self._arriving.values(), *(worker for worker, _ in [*self._busy.values(), *self._idle])]
         for worker in workers:
             self._ray.kill(worker)
+
+
+def _steps_away(last: SetTask | None, task: SetTask) -> tuple[bool, bool]:
+    """Whether a worker would have to load another model for a task, and read other pools."""
+    return (last is None or task.model != last.model, last is None or task.draw != last.draw)
 
 
 def _absolute(sweep: Sweep) -> Sweep:

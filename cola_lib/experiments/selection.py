@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import torch
 
 from cola_lib.calibration import CalibrationSet
 from cola_lib.curation import Pool, Strategy, Target, at_tokens
-from cola_lib.experiments.cells import CellKey, CellResult, current_versions
+from cola_lib.errors import SpecError
+from cola_lib.experiments.cells import CellKey, CellResult, Label, current_versions
 from cola_lib.experiments.runner import device_name
 from cola_lib.experiments.store import ResultStore
 from cola_lib.fingerprint import fingerprint
@@ -110,13 +112,15 @@ def select(
         return Selection(_set_of(found, chooser, seq_len, seed, draw), found.seconds, True)
     store.check_writable()
     began = time.perf_counter()
-    if n_tokens is not None:
+    if n_samples is None:
+        if n_tokens is None:
+            raise SpecError("a set has a number of rows or a number of tokens: give n_samples or n_tokens")
         rows = at_tokens(chooser, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=target, seed=seed)
     else:
         generator = torch.Generator().manual_seed(seed)
         rows = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
     seconds = time.perf_counter() - began
-    labels = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
+    labels: dict[str, Label] = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
     store.put(
         CellResult(
             key=key,
@@ -185,7 +189,7 @@ def selection_key(
 def _table(rows: CalibrationSet) -> pd.DataFrame:
     """Write a set as one row each: source, ids of its samples, tokens, weight."""
     ids = [tuple(row[mask].tolist()) for row, mask in zip(rows.input_ids, rows.attention_mask, strict=True)]
-    table = {"source": rows.sources, "sample_ids": rows.sample_ids, "input_ids": ids}
+    table: dict[str, Sequence[Any]] = {"source": rows.sources, "sample_ids": rows.sample_ids, "input_ids": ids}
     if rows.weights is not None:
         table["weight"] = rows.weights
     return pd.DataFrame(table)

@@ -14,6 +14,7 @@ import zlib
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -350,7 +351,8 @@ class ResultStore:
 
     def _below(self) -> Mapping[str, CellResult]:
         if self._packed is None:
-            self._packed = ChainMap(*(_load_packed(url) for url in self._packed_urls))
+            files: list[Any] = [_load_packed(url) for url in self._packed_urls]  # which are read, and never written
+            self._packed = ChainMap(*files)
         return self._packed
 
     def _read(self, path: str) -> bytes | None:

@@ -464,7 +464,7 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
     try:
         return Sweep.model_validate_json(text)
     except ValidationError as error:
-        found = [{**each, "loc": _place(each["loc"])} for each in error.errors()]
+        found: list[dict[str, Any]] = [{**each, "loc": _place(each["loc"])} for each in error.errors()]
         # a list whose items are all refused is told to be empty, too
         told = [_told(each) for each in found if not any(_is_within(other["loc"], each["loc"]) for other in found)]
         raise SpecError(f"{name}: {'; '.join(dict.fromkeys(told))}") from error

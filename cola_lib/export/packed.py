@@ -229,7 +229,7 @@ def quantization_config(spec: QuantSpec, ignore: Iterable[str]) -> dict[str, Any
         "output_activations": None,
         "format": format_of(spec),
     }
-    entry = {
+    entry: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": format_of(spec),
         "quantization_status": "compressed",
@@ -378,6 +378,9 @@ def export_quantized(
     ('pack-quantized', 'bfloat16')
     """
     check_exportable(report.spec)
+    spec = report.spec
+    if not isinstance(spec, QuantSpec):
+        raise SpecError(f"{spec.label} does not quantize, so there is nothing to pack")
     if lm.streamed is not None:
         raise SpecError("a streamed model cannot be packed: its codes would all be in memory; load it whole to pack it")
     chosen = lm.dtype if dtype == "auto" else resolve_dtype(dtype, lm.device)
@@ -394,8 +397,8 @@ def export_quantized(
         dense_bytes=width * sum(parameter.numel() for parameter in lm.model.parameters()),
         layer_bytes=sum(_bytes(tensor) for name, tensor in tensors.items() if name in layers),
         dense_layer_bytes=width * sum(weight.codes.numel() for weight in report.quantized.values()),
-        limits=vllm_limits(report.spec),
-        format=format_of(report.spec),
+        limits=vllm_limits(spec),
+        format=format_of(spec),
     )
     with checkpoint_folder(out, needed=needed, overwrite=overwrite) as partial:
         # Names of tied and renamed weights are transformers' business.
@@ -403,7 +406,7 @@ def export_quantized(
         lm.tokenizer.save_pretrained(partial)
         config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = export.dtype
-        config["quantization_config"] = quantization_config(report.spec, set(linear) - set(report.quantized))
+        config["quantization_config"] = quantization_config(spec, set(linear) - set(report.quantized))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         written = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
         export = Export(**(vars(export) | {"bytes": written}))
@@ -423,13 +426,14 @@ def _check_codes(lm: LanguageModel, report: CompressionReport) -> None:
     if not report.quantized:
         raise SpecError("there are no codes to pack: compress with keep_codes=True")
     for name, codes in report.quantized.items():
-        weight = lm.model.get_submodule(name).weight
+        weight = lm.model.get_parameter(f"{name}.weight")
         if not torch.equal(codes.dequantize(weight.dtype), weight.cpu()):
             raise SpecError(
                 f"{name} is no longer what its codes say: the model was changed after it was quantized; pack it before "
                 "it is trained further or restored, or save it as an ordinary checkpoint"
             )
-    rounded = {} if report.spec.act_bits is None else report.quantized
+    rounds = isinstance(report.spec, QuantSpec) and report.spec.act_bits is not None
+    rounded = report.quantized if rounds else {}
     if set(lm.input_rounding) != set(rounded):
         raise SpecError(
             f"{len(lm.input_rounding)} layers of the model round their inputs, and by its report {len(rounded)} do: it "

@@ -144,7 +144,8 @@ def _layer_sparsity(layer: str, weight: Tensor) -> LayerSparsity:
     zero = weight == 0
     # Inputs beyond the last whole group of four belong to none.
     groups = zero[:, : weight.shape[1] // 4 * 4].unflatten(1, (-1, 4)).sum(-1)
-    return LayerSparsity(layer, *weight.shape, int(zero.sum()), float((groups >= 2).to(torch.float64).mean()))
+    d_out, d_in = weight.shape
+    return LayerSparsity(layer, d_out, d_in, int(zero.sum()), float((groups >= 2).to(torch.float64).mean()))
 
 
 def sparsity_of(lm: LanguageModel) -> SparsityReport:
@@ -171,7 +172,7 @@ def sparsity_of(lm: LanguageModel) -> SparsityReport:
         with lm.resident(index) as block:
             for name in lm.architecture.layers:
                 layer = f"{lm.block_name(index)}.{name}"
-                layers.append(_layer_sparsity(layer, block.get_submodule(name).weight))
+                layers.append(_layer_sparsity(layer, block.get_parameter(f"{name}.weight")))
     return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in lm.model.parameters()))
 
 

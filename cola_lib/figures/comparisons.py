@@ -65,8 +65,8 @@ def retention_heatmap(
     for axis, name in zip(axes, facets, strict=True):
         part = table[table[facet] == name].set_index([row, column])
         values = part["value"].unstack().reindex(index=rows, columns=columns)
-        text = part.apply(lambda e: f"{_percent(e['value'])}\n[{_percent(e['low'])}, {_percent(e['high'])}]", axis=1)
-        text = text.unstack().reindex(index=rows, columns=columns).fillna("")
+        said = part.apply(lambda e: f"{_percent(e['value'])}\n[{_percent(e['low'])}, {_percent(e['high'])}]", axis=1)
+        text = said.unstack().reindex(index=rows, columns=columns).fillna("")
         sns.heatmap(
             100 * values,
             annot=text,

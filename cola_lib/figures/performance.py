@@ -43,8 +43,8 @@ def ratio_dots(table: pd.DataFrame, *, xlabel: str) -> Figure:
             axis.annotate("", (target * 1.12**wanted, y), (target, y), arrowprops={"arrowstyle": "->", "color": accent})
     axis.axvline(1.0, color="0.35", linewidth=1, linestyle="--", zorder=0)
     axis.set_xscale("log")
-    ends = table[["low", "high", "target"]].stack()
-    axis.set_xlim(min(0.8, ends.min() / 1.25), max(1.25, ends.max() * 1.25))
+    ends = table[["low", "high", "target"]].to_numpy(dtype=float)
+    axis.set_xlim(min(0.8, float(np.nanmin(ends)) / 1.25), max(1.25, float(np.nanmax(ends)) * 1.25))
     steps = [step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)]
     axis.xaxis.set_major_locator(FixedLocator(steps))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

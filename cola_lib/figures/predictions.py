@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,13 +19,13 @@ MARKED = 6
 """Markers on a line with many points: enough to tell it from its neighbours."""
 
 
-def _looks(names: Sequence[str]) -> dict[str, tuple[object, str]]:
+def _looks(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
     """Colour and marker of each name."""
     colors = sns.color_palette("colorblind", max(len(names), 1))
     return {name: (colors[i], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
-def _legend(figure: Figure, looks: Mapping[str, tuple[object, str]], linestyle: str) -> None:
+def _legend(figure: Figure, looks: Mapping[str, tuple[Any, str]], linestyle: Any) -> None:
     handles = [
         Line2D([], [], color=color, marker=marker, linestyle=linestyle, label=name, markersize=6)
         for name, (color, marker) in looks.items()

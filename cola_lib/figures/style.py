@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -39,12 +39,12 @@ def use_style() -> None:
     plt.rcParams["svg.fonttype"] = "none"
 
 
-def in_order(labels: Sequence[str]) -> list[str]:
+def in_order(labels: Iterable[str]) -> list[str]:
     """Sort method labels: dense first, then pruning, then quantization, each from its control up.
 
     Parameters
     ----------
-    labels : sequence of str
+    labels : iterable of str
         Such as ``"wanda 50%"``. Unknown ones come last, by name.
 
     Returns

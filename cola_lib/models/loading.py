@@ -91,7 +91,9 @@ class LanguageModel:
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks, first to last."""
-        return self.decoder.get_submodule(self.architecture.blocks)
+        blocks = self.decoder.get_submodule(self.architecture.blocks)
+        assert isinstance(blocks, nn.ModuleList), f"{self.architecture.blocks} of {self.name} is no list of blocks"
+        return blocks
 
     def block_name(self, index: int) -> str:
         """Qualified name of a block, for example ``"model.layers.3"``.
@@ -401,7 +403,8 @@ def load_model(
                 where, config, architecture.blocks, device=target, dtype=number, scratch=scratch
             )
         else:
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=number).to(target)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=number)
+            nn.Module.to(model, target)  # in place; transformers' own is typed by its first argument
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

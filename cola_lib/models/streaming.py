@@ -24,9 +24,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from cola_lib.errors import ColaError, OutputError
+
+
+def _cached(where: str, name: str) -> Path:
+    """Path of a file of a checkpoint, fetched if it is on the hub."""
+    found = cached_file(where, name)
+    if found is None:
+        raise OSError(f"{where} has no file {name}")
+    return Path(found)
 
 
 class TensorFiles:
@@ -46,24 +55,24 @@ class TensorFiles:
     def __init__(self, where: str) -> None:
         self.where = where
         try:
-            single = cached_file(where, SAFE_WEIGHTS_NAME)
+            single = _cached(where, SAFE_WEIGHTS_NAME)
         except OSError:
             self.paths = self._of_shards()
         else:
             with safe_open(single, framework="pt") as file:
-                self.paths = dict.fromkeys(file.keys(), Path(single))
+                self.paths = dict.fromkeys(file.keys(), single)
 
     def _of_shards(self) -> dict[str, Path]:
         """Read the index of a checkpoint of several files."""
         try:
-            index = cached_file(self.where, SAFE_WEIGHTS_INDEX_NAME)
+            index = _cached(self.where, SAFE_WEIGHTS_INDEX_NAME)
         except OSError as error:
             raise ColaError(
                 f"{self.where} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, and only safetensors "
                 "can be read a block at a time; load it whole, save it with save_pretrained, and stream that"
             ) from error
-        shard_of = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        shards = {shard: Path(cached_file(self.where, shard)) for shard in sorted(set(shard_of.values()))}
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {shard: _cached(self.where, shard) for shard in sorted(set(shard_of.values()))}
         return {name: shards[shard] for name, shard in shard_of.items()}
 
     def read(self, name: str, like: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -259,14 +268,15 @@ class StreamedBlocks:
         (folder / SAFE_WEIGHTS_NAME).rename(files[0])
         for index, path in enumerate(files[1:]):
             self._save_block(index, path)
-        shard_of, size = {}, 0
+        shard_of: dict[str, str] = {}
+        size = 0
         for path in files:
             with safe_open(path, framework="pt") as file:
                 shard_of |= dict.fromkeys(file.keys(), path.name)
         for name, tensor in model.state_dict().items():
             size += tensor.numel() * tensor.element_size() if name in shard_of else 0
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
-        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        listing = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
 
     def _save_block(self, index: int, path: Path) -> None:
         if index not in self._written:

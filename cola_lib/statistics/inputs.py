@@ -420,8 +420,9 @@ class InputStatistics(ChannelSums):
     def __add__(self, other: InputStatistics) -> InputStatistics:
         if self.d_in != other.d_in:
             raise DataError(f"statistics of {self.d_in} and of {other.d_in} channels do not add")
-        known = self.abs_max is not None and other.abs_max is not None
-        abs_max = torch.maximum(self.abs_max, other.abs_max) if known else None
+        abs_max = None
+        if self.abs_max is not None and other.abs_max is not None:
+            abs_max = torch.maximum(self.abs_max, other.abs_max)
         watched = {
             layer: Energy(own.value + other._watched[layer].value, own.n_tokens + other._watched[layer].n_tokens)
             for layer, own in self._watched.items()

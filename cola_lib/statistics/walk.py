@@ -164,8 +164,8 @@ def _watched(
     with ExitStack() as undo:
         for group in lm.architecture.groups:
             # One layer stands for its group: they are called with the same tensor.
-            first = block.get_submodule(group.layers[0])
-            stats = statistics[group.name] = kind.empty(first.in_features, first.weight.device)
+            first, weight = block.get_submodule(group.layers[0]), block.get_parameter(f"{group.layers[0]}.weight")
+            stats = statistics[group.name] = kind.empty(weight.shape[1], weight.device)
             undo.callback(watch_input(first, stats))
             if isinstance(stats, InputStatistics):
                 for layer in group.layers:

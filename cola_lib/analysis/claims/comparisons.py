@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -101,7 +101,7 @@ def _steeper(
 
     def difference(*values: Array) -> Array:
         gains = [gain(better, worse) for better, worse in zip(values[::2], values[1::2], strict=True)]
-        return sum(gains[:n]) / n - sum(gains[n:]) / (len(gains) - n)
+        return reduce(np.add, gains[:n]) / n - reduce(np.add, gains[n:]) / (len(gains) - n)
 
     together = "paired" if draws == "paired" else [length for _ in labels for length in (long, short)]
     return combine("C1", part, frames, difference, options, draws=together)

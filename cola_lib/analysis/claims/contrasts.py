@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,8 @@ def c7_language(
     wanda +4.18 [+3.22, +5.14] % of bits per byte
     """
     rows = calibrated(frame)
-    languages = sorted(set(values_of(rows, calibrated_on)) & set(values_of(rows, evaluated_on)))
+    both: set[Any] = set(values_of(rows, calibrated_on)) & set(values_of(rows, evaluated_on))
+    languages = sorted(both)
     if len(languages) < 2:
         raise DataError(f"a matrix needs 2 languages calibrated and evaluated on; there are: {languages or 'none'}")
     rows = rows[rows[calibrated_on].isin(languages) & rows[evaluated_on].isin(languages)]
@@ -222,7 +224,8 @@ def c10_difficulty(
     rows = calibrated(frame, capability)
     findings = []
     for part, one in parts(rows, "capability", "source"):
-        levels = sorted(level for level in values_of(one, column) if level != mixed)
+        found: list[Any] = [level for level in values_of(one, column) if level != mixed]
+        levels = sorted(found)
         findings.append(_more_sensitive(f"pruning − quantization · {part}", one, column, levels, draws, options))
     if mixed is None:
         return findings

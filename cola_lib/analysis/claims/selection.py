@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.bootstrap import Draws
+from cola_lib.analysis.bootstrap import Draws, Statistic
 from cola_lib.analysis.claims.effects import (
     DEFAULT,
     PRUNING,
@@ -198,9 +199,9 @@ def c14_larger_for_pruning(
         shared: Draws | list[str] = draws if draws == "paired" else [ours, baseline] * (len(frames) // 2)
         for kind, gain, unit in (("relative", relative, unit_of(options.score)), ("absolute", absolute, BITS)):
 
-            def difference(*values: Array, gain: object = gain, n: int = n) -> Array:
+            def difference(*values: Array, gain: Statistic = gain, n: int = n) -> Array:
                 gains = [gain(*pair) for pair in zip(values[::2], values[1::2], strict=True)]
-                return sum(gains[:n]) / n - sum(gains[n:]) / (len(gains) - n)
+                return reduce(np.add, gains[:n]) / n - reduce(np.add, gains[n:]) / (len(gains) - n)
 
             name = f"{kind} · {part}"
             findings.append(combine("C14", name, frames, difference, options, draws=shared, unit=unit))

@@ -76,7 +76,8 @@ class CodeScorer:
         def pass_at_1(references: Any, predictions: Any) -> float:
             return self.share(references, predictions)
 
-        return {"humaneval": pass_at_k, "mbpp": pass_at_1}[task]
+        found: dict[str, Callable[..., Any]] = {"humaneval": pass_at_k, "mbpp": pass_at_1}
+        return found[task]
 
 
 def _after_prompt(resps: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
@@ -141,8 +142,9 @@ def with_sandbox(task: HarnessTask, config: dict[str, Any], scorer: CodeScorer) 
 def _literal(module: Path, function: str) -> Any:
     """Read what a function returns out of its source, without running the module."""
     for node in ast.parse(module.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == function and isinstance(node.body[-1], ast.Return):
-            return ast.literal_eval(node.body[-1].value)
+        match node:
+            case ast.FunctionDef(name=name, body=[*_, ast.Return(value=ast.expr() as value)]) if name == function:
+                return ast.literal_eval(value)
     raise SpecError(
         f"{module}: no function {function} that returns a literal; this lm-eval is another one than was tried"
     )
@@ -170,7 +172,7 @@ def with_packaged_items(
     from datasets import Dataset, DatasetDict, disable_progress_bars
 
     disable_progress_bars()
-    splits = {task.split: Dataset.from_list([task.columns(item.row) for item in wanted])}
+    splits: dict[str, Dataset] = {task.split: Dataset.from_list([task.columns(item.row) for item in wanted])}
     own_examples = config.get("fewshot_split") == "dev"
     changed = {**config, "training_split": None, f"{task.split}_split": task.split}
     if task.split == "validation":

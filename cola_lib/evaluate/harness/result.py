@@ -112,7 +112,7 @@ class HarnessResult:
                 reported = self.report["results"][name].get(f"{metric},{key}")
                 if reported is None:
                     continue  # a group leaves out metrics that it does not aggregate
-                low, high = interval(part["value"].to_numpy(), part["weight"].to_numpy(), metric)
+                low, high = interval(part["value"].to_numpy(), part["weight"].to_numpy(), str(metric))
                 rows.append(
                     {
                         "name": name,

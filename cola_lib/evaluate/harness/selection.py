@@ -76,7 +76,7 @@ class HarnessSuite:
         sources = {task.source: published(task.source) for task in self.tasks if task.source}
         found = {}
         for task in self.tasks:
-            own = [item for item in sources[task.source] if task.holds(item)]
+            own = [item for item in sources.get(task.source or "", ()) if task.holds(item)]
             wanted = [i for i in own if i.split == task.split and (self.items == "all" or i.held_out)]
             if not wanted:
                 raise DataError(f"task {task.name}: the packaged data hold no item of its {self.items} half")
