@@ -230,7 +230,9 @@ def register_source(info: SourceInfo, fields: Mapping[str, str] | None = None) -
     ----------
     info : SourceInfo
         Its name and what it offers. With an evaluation fraction above 0 it is split by a hash of each sample's
-        ``split_key``, and its evaluation half can be scored; with 0 it is all for calibration.
+        ``split_key``, and its evaluation half can be scored (:func:`cola_lib.evaluate.source_suite`): questions with
+        choices as multiple choice, texts that begin ``Question: …`` and ``Answer:`` by their answers, others as text.
+        With 0 it is all for calibration.
     fields : mapping of str to str, optional
         Attribute of :class:`Sample` that each filter compares. Default: the one of the filter's name.
 

@@ -309,6 +309,17 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 """How the samples of each packaged source are worded, under any filter."""
 
+
+def _format_of(sample: Sample) -> Format:
+    """How a sample is worded; one of a source that the user registered by the parts that it has."""
+    if sample.source in FORMATS:
+        return FORMATS[sample.source]
+    if sample.choices and sample.gold is not None:
+        return _cloze
+    solved = sample.question is not None and sample.text.startswith(f"Question: {sample.question}\nAnswer:")
+    return _solution if solved else _window
+
+
 TASKS: tuple[Task, ...] = (
     Task("c4", "language", "c4"),
     Task("wikipedia", "language", "wikipedia"),
@@ -562,7 +573,7 @@ class _Queue(Iterator[tuple[EvalItem, int]]):
 
     def __next__(self) -> tuple[EvalItem, int]:
         for sample in self._samples:
-            worded = FORMATS[sample.source](sample, self._tokenizer)
+            worded = _format_of(sample)(sample, self._tokenizer)
             if worded is None:
                 self.count = replace(self.count, too_short=self.count.too_short + 1)
                 continue
@@ -589,7 +600,7 @@ def _with_rests(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -
 
 def _rest(sample: Sample, tokenizer: PreTrainedTokenizerBase, n: int) -> Sample | None:
     """Cut the first window off a document; None for other samples, and where too little is left."""
-    worded = _window(sample, tokenizer) if FORMATS[sample.source] is _window else None
+    worded = _window(sample, tokenizer) if _format_of(sample) is _window else None
     if worded is None:
         return None
     _, (window,), _ = worded
