@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -131,22 +132,31 @@ def test_demands_that_no_node_can_meet_are_refused(cluster, sweep):
 
 
 class Dying(Worker):
-    """Stops for good on one node, in the middle of a task, and says so: that node is then killed."""
+    """Stops for good on one node, in the middle of a task, and says so; workers elsewhere wait for that."""
 
     def run(self, task: SetTask) -> TaskResult:
         folder = Path(self._sweep.store)
-        doomed = (folder / "doomed").read_text()
-        if task.calibrated and ray.get_runtime_context().get_node_id() == doomed:
+        doomed = ray.get_runtime_context().get_node_id() == (folder / "doomed").read_text()
+        if doomed and task.source is not None:
             put = ResultStore.put
 
             def once(store: ResultStore, result: object) -> None:
                 if (folder / "stopped").exists():
                     time.sleep(600)
                 put(store, result)
-                (folder / "stopped").write_text(task.source or "")
+                (folder / "stopped").write_text(task.source)
 
             ResultStore.put = once
+        elif task.calibrated and not doomed:  # or they might have done everything before that node is ready
+            _wait_for(folder / "stopped")
         return super().run(task)
+
+
+def _wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} never came"
+        time.sleep(0.1)
 
 
 # The last one: what is killed stays dead.
@@ -155,15 +165,15 @@ def test_a_killed_node_loses_nothing(cluster, sweep, tmp_path):
     folder = Path(sweep.store)
     (folder / "doomed").write_text(second.node_id)
     tasks = sweep.tasks()
-    results = run_on_ray(sweep, tasks, worker=Dying)
-    found, killed = [], False
-    for result in results:
-        found.append(result)
-        while not killed and not (folder / "stopped").exists():
-            time.sleep(0.1)
-        if not killed:
-            cluster.remove_node(second, allow_graceful=False)
-            killed = True
+
+    def kill() -> None:
+        _wait_for(folder / "stopped")
+        cluster.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = list(run_on_ray(sweep, tasks, worker=Dying))
+    killer.join()
     assert sorted(map(repr, (each.task for each in found))) == sorted(map(repr, tasks))
     resumed = next(each for each in found if each.n_read)
     assert (resumed.n_read, resumed.n_computed) == (1, 1), "what the lost worker had stored was read, the rest computed"
