@@ -109,7 +109,7 @@ class Falling(Worker):
 
 def test_what_a_worker_raises_is_raised_here(cluster, sweep):
     with pytest.raises(NumericsError, match=r"model\.layers\.0: a test"):
-        list(run_on_ray(sweep, sweep.tasks(), worker=Falling))
+        list(run_on_ray(sweep, sweep.tasks(), worker=Falling, workers=1))
 
 
 def test_a_task_that_takes_its_workers_with_it_ends_the_sweep(cluster, sweep, monkeypatch):
