@@ -461,7 +461,7 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
     >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n": 5})
     >>> seconds = run_notebook(run)
-    >>> nbformat.read("done/small.ipynb", as_version=4).cells[-1].outputs[0].text
+    >>> nbformat.read("done/small.ipynb", as_version=4).cells[-2].outputs[0].text
     '5\n'
     """
     start = time.monotonic()
@@ -656,7 +656,7 @@ def _cleaned(notebook: NotebookNode) -> NotebookNode:
 
 
 def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
-    """Write the papermill command that makes a notebook, for a shell in the repository's root.
+    r"""Write the papermill command that makes a notebook, for a shell in the repository's root.
 
     Parameters
     ----------
@@ -664,6 +664,19 @@ def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
         Notebook; of its path the folder's name is kept.
     parameters : mapping of str to Any
         Values that replace the notebook's own.
+
+    Returns
+    -------
+    str
+        An option to a line.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import rerun_command
+    >>> print(rerun_command(Path("notebooks/03_sample_amount.ipynb"), {"n_draws": 2}))
+    papermill notebooks/03_sample_amount.ipynb out.ipynb \
+      -y 'n_draws: 2'
     """
     # JSON is YAML, and its quotes are not the shell's
     given = [shlex.quote(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in parameters.items()]
@@ -685,6 +698,14 @@ def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
     -------
     NotebookNode
         A cell of Markdown for the end of the executed notebook.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.book import NotebookRun, rerun_cell
+    >>> run = NotebookRun(Path("notebooks/03_sample_amount.ipynb"), Path("out/03_sample_amount.ipynb"), {"n_draws": 2})
+    >>> rerun_cell(run, seconds=80).source.splitlines()[0]
+    '## Rerun this page'
     """
     import nbformat
     import torch

@@ -163,7 +163,14 @@ class StoreError(ColaError):
 
 
 class ClusterError(ColaError):
-    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often."""
+    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import ClusterError, ColaError
+    >>> issubclass(ClusterError, ColaError)
+    True
+    """
 
 
 class SandboxError(ColaError):

@@ -264,7 +264,7 @@ def test_perplexity_ranks_rows(pool, lm):
         assert [i for (i,) in found.sample_ids] == expected[:6]
     middle = {i for (i,) in select("perplexity", pool, lm, order="middle").sample_ids}
     assert middle == set(ranked[len(ranked) // 2 - 3 : len(ranked) // 2 + 3])
-    with pytest.raises(SpecError, match="order must be"):
+    with pytest.raises(SpecError, match="order is 'best'"):
         strategy("perplexity", order="best")
 
 

@@ -30,7 +30,7 @@ def build(tmp_path_factory):
         folder = tmp_path_factory.mktemp("book")
         executed = folder / "book" / "executed"
         executed.mkdir(parents=True)
-        for name in ("_static", "vendor"):
+        for name in ("_ext", "_static", "vendor"):
             shutil.copytree(ROOT / "book" / name, folder / "book" / name)
         shutil.copy(ROOT / "_config.yml", folder)
         (folder / "book" / "references.bib").write_text("")

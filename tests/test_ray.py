@@ -14,12 +14,14 @@ import pytest
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from cola_lib.curation import Placer, base, candidates, select_streaming, windows  # noqa: E402
+from cola_lib.curation import base, candidates, select_streaming  # noqa: E402
+from cola_lib.curation.streaming import Placer, windows  # noqa: E402
 from cola_lib.data import Sample  # noqa: E402
 from cola_lib.errors import ClusterError, NumericsError, StoreError  # noqa: E402
-from cola_lib.experiments import ResultStore, SetTask, Sweep, TaskResult, Worker, ray_engine, ray_pool, run_sweep  # noqa: E402
+from cola_lib.experiments import ResultStore, Sweep, ray_engine, ray_pool, run_sweep  # noqa: E402
+from cola_lib.experiments.engines import TaskResult, Worker  # noqa: E402
 from cola_lib.experiments.ray_engine import run_on_ray  # noqa: E402
-from cola_lib.experiments.sweep import Resources  # noqa: E402
+from cola_lib.experiments.sweep import Resources, SetTask  # noqa: E402
 from cola_lib.models import load_model  # noqa: E402
 from tests.test_sweep import save_tiny  # noqa: E402
 

@@ -140,5 +140,5 @@ def test_compressed_models_are_trained_further_and_kept_apart(experiment):
 def test_strategies_are_written_as_names_or_mappings():
     assert as_strategy("cola") == Cola() and as_strategy({"strategy": "cola", "width": 8}) == Cola(width=8)
     assert as_strategy(Cola(domain=False)) == Cola(domain=False)
-    with pytest.raises(SpecError, match="this has none"):
+    with pytest.raises(SpecError, match="this has no 'strategy'"):
         as_strategy({"width": 8})

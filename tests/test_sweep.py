@@ -18,14 +18,14 @@ from cola_lib.errors import ColaError, NumericsError, SpecError, UnknownNameErro
 from cola_lib.experiments import (
     RANDOM_TOKENS,
     ResultStore,
-    SetTask,
     Sweep,
-    Worker,
     look_at_sweep,
     read_sweep,
     run_sweep,
     runner,
 )
+from cola_lib.experiments.engines import Worker
+from cola_lib.experiments.sweep import SetTask
 from tests.tiny_models import tiny_language_model
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.yml"))
@@ -216,10 +216,15 @@ def test_a_sweep_holds_the_cells_of_the_experiment(sweep, result):
 
 @pytest.mark.parametrize(("name", "n_cells"), [("sources", 2 + 5 * 2), ("strategies", 1 + 3 * 2)])
 def test_examples_run(name, n_cells, model, tmp_path):
-    small = {"draws": 1, "evaluate": {"capabilities": ["code"], "tokens_per_capability": 300}, "store": str(tmp_path)}
+    small = {
+        "draws": 1,
+        "n_samples": 3,
+        "evaluate": {"capabilities": ["code"], "tokens_per_capability": 300},
+        "store": str(tmp_path),
+    }
     path = EXAMPLES[0].with_name(f"{name}.yml")
-    result = run_sweep(read_sweep(path, models=[model], **SMALL, **small), progress=False)
-    assert (result.n_computed, result.failures) == (n_cells, ())
+    result = run_sweep(read_sweep(path, models=[model], **SMALL | small), progress=False)
+    assert (result.failures, result.n_computed) == ((), n_cells)
 
 
 def test_looking_computes_nothing(sweep, result, tmp_path):

@@ -30,6 +30,17 @@ def gain_over(source: str) -> str:
     ----------
     source : str
         The baseline.
+
+    Returns
+    -------
+    str
+        As in the column ``measure`` of :func:`explore_table`.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import gain_over
+    >>> gain_over("c4")
+    'gain over c4 (% of bits per byte)'
     """
     return f"gain over {source} (% of bits per byte)"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cola_lib.compress.masks import prune_mask
 from cola_lib.compress.specs import PruneSpec
-from cola_lib.statistics import ChannelSums
+from cola_lib.statistics.inputs import ChannelSums
 
 
 def ria(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:

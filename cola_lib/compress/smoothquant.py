@@ -10,7 +10,7 @@ from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
 from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.models import InputRounding
-from cola_lib.statistics import ChannelSums
+from cola_lib.statistics.inputs import ChannelSums
 
 LEAST = 1e-5
 """Bound of the reference on weights' maxima and on scales, from below."""

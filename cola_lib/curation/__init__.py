@@ -13,7 +13,7 @@ from cola_lib.curation.lexical import InformationMix, LengthMixture, TfidfCluste
 from cola_lib.curation.making import curate
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.proxy import OBJECTIVES, EnergyObjective, GramObjective, Proxy, WandaObjective
-from cola_lib.curation.streaming import Placer, as_shards, choose_placed, select_streaming, windows
+from cola_lib.curation.streaming import select_streaming
 from cola_lib.curation.surprise import Perplexity
 from cola_lib.curation.target import GENERAL, OFF_TARGET, TARGET_SAMPLES, Target, deployment, load_target
 
@@ -38,7 +38,6 @@ __all__ = [
     "LengthMixture",
     "OutlierCover",
     "Perplexity",
-    "Placer",
     "Pool",
     "Proxy",
     "Random",
@@ -55,11 +54,9 @@ __all__ = [
     "WandaObjective",
     "ZipCal",
     "activation_vectors",
-    "as_shards",
     "at_tokens",
     "candidates",
     "check_folder",
-    "choose_placed",
     "compare",
     "cover",
     "curate",
@@ -80,6 +77,5 @@ __all__ = [
     "row_texts",
     "select_streaming",
     "strategy",
-    "windows",
     "write_dataset",
 ]

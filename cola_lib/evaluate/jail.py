@@ -339,7 +339,7 @@ def watch(child: int, done: int, settings: dict) -> dict:
     _, status, used = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
     cpu = used.ru_utime + used.ru_stime
-    out_of_time = not ready or (code == -signal.SIGKILL and cpu >= settings["limits"]["cpu_seconds"] * 0.99)
+    out_of_time = not ready or (code == -signal.SIGKILL and cpu >= settings["limits"]["cpu_seconds"] * 0.9)
     with open(done, "rb") as file:
         reached = file.read(len(settings["token"]) + 1) == settings["token"].encode()
     return {"exit": code, "timeout": out_of_time, "reached": reached, "seconds": seconds, "cpu_seconds": cpu}

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation import Candidate, Placer, as_shards, choose_placed, windows
+from cola_lib.curation import Candidate
 from cola_lib.curation.cola import WIDTH
-from cola_lib.curation.streaming import WINDOW, Read
+from cola_lib.curation.streaming import WINDOW, Placer, Read, as_shards, choose_placed, windows
 from cola_lib.data import Sample
 from cola_lib.errors import ClusterError
 from cola_lib.experiments.ray_engine import connected, demands, options, room, told

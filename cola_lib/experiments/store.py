@@ -420,6 +420,15 @@ def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
     ------
     StoreError
         If it cannot be read, or holds no scores.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.experiments import CellResult, ResultStore, cell_key, read_scores
+    >>> scores = pd.DataFrame({"item": ["1"], "capability": "math", "task": "sums", "bits_per_byte": [1.2]})
+    >>> ResultStore("results").put(CellResult(cell_key(model="m", suite="s"), scores, {"method": "dense"}))
+    >>> read_scores("results")["item"].tolist()
+    ['1']
     """
     packed = os.fspath(where).endswith(".parquet")
     store = ResultStore("memory://nothing-of-its-own", packed=[where]) if packed else ResultStore(where)

@@ -239,6 +239,13 @@ class Sweep(_Checked):
     -----
     A set is walked by itself, also where another one's rows begin it, so that a cell's bits do not depend on what its
     worker did before.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Sweep
+    >>> sweep = Sweep(sources=("c4", "code"), methods=({"method": "wanda"}, {"method": "rtn", "bits": 3}), draws=2)
+    >>> len(sweep.tasks())  # the sets, two draws of two sources, and the cells that read none
+    5
     """
 
     about: str = ""
@@ -434,7 +441,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
-    """Read a sweep from a YAML file, and check all of it.
+    r"""Read a sweep from a YAML file, and check all of it.
 
     Parameters
     ----------
@@ -443,11 +450,25 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
     **changes
         Values that replace those of the file.
 
+    Returns
+    -------
+    Sweep
+        Checked.
+
     Raises
     ------
     SpecError
         If the file cannot be read, has a key that no sweep has, or a value that is not allowed. The message names the
         file, the key and what is allowed.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.experiments import read_sweep
+    >>> text = "sources: [c4]\nmethods: [{method: gptq, bits: 3}]\ndraws: 2\n"
+    >>> size = Path("sweep.yaml").write_text(text)
+    >>> read_sweep("sweep.yaml", draws=3).draws
+    3
     """
     name = os.fspath(path)
     try:

@@ -82,6 +82,15 @@ class InteractiveFigure:
     ----------
     content : mapping
         What ``interactive.js`` reads.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import InteractiveFigure, interactive_map
+    >>> points = pd.DataFrame({"source": ["c4"], "picked": [True], "x": [0.1], "y": [0.2], "text": ["A text."]})
+    >>> figure = interactive_map(points, name="pool", label="The pool")
+    >>> isinstance(figure, InteractiveFigure), figure
+    (True, InteractiveFigure('The pool', 1 marks))
     """
 
     content: Mapping[str, Any]
@@ -176,6 +185,17 @@ def interval_explorer(
         If a column is missing, or there is nothing to show.
     SpecError
         If the name is none, or a single choice is none of the choices.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import interval_explorer
+    >>> row = {"measure": "kept (%)", "label": "wanda 50%", "source": "c4", "value": 80.0, "low": 75.0, "high": 85.0}
+    >>> interval_explorer(
+    ...     pd.DataFrame([row]), name="kept", label="What is kept", choose={"measure": "Measure"}, single=["measure"],
+    ...     by=["source"], hue="label",
+    ... )
+    InteractiveFigure('What is kept', 1 marks)
     """
     ends = [Column("value", "value", True, 1), Column("low", "95 % from", True, 1), Column("high", "95 % to", True, 1)]
     labels = {column: str(text).lower() for column, text in choose.items()}
@@ -224,6 +244,14 @@ def interactive_map(points: pd.DataFrame, *, name: str, label: str) -> Interacti
         If a column is missing, or there is nothing to show.
     SpecError
         If the name is none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import interactive_map
+    >>> points = pd.DataFrame({"source": ["c4"], "picked": [True], "x": [0.1], "y": [0.2], "text": ["A text."]})
+    >>> interactive_map(points, name="pool", label="The pool")
+    InteractiveFigure('The pool', 1 marks)
     """
     if "picked" in points:
         points = points.assign(picked=points["picked"].map({True: "yes", False: "no"}))

@@ -29,6 +29,15 @@ def ratio_dots(table: pd.DataFrame, *, xlabel: str) -> Figure:
     Figure
         Filled dots met their target or have none, hollow ones missed it. An arrow points from the target to where the
         ratio should be.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import ratio_dots
+    >>> walk = {"what": "walk", "ratio": 1.5, "low": 1.4, "high": 1.6, "target": 1.7, "at_most": True}
+    >>> figure = ratio_dots(pd.DataFrame([walk]), xlabel="forward passes")
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['walk']
     """
     figure, axis = plt.subplots(figsize=(7.0, 0.36 * len(table) + 1.0), layout="constrained")
     ink, accent = "0.15", sns.color_palette("colorblind")[3]
@@ -72,6 +81,15 @@ def growth_curves(series: pd.DataFrame, *, value: str, ylabel: str) -> Figure:
     -------
     Figure
         With thin guides for growth as the size, its square and its cube.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import growth_curves
+    >>> series = pd.DataFrame({"axis": "layers", "size": [4, 8], "step": "walk", "seconds": [1.0, 2.1]})
+    >>> figure = growth_curves(series, value="seconds", ylabel="time, relative to the smallest")
+    >>> figure.axes[0].get_title()
+    'layers'
     """
     axes_of, steps = list(dict.fromkeys(series["axis"])), list(dict.fromkeys(series["step"]))
     figure, axes = plt.subplots(

@@ -65,6 +65,15 @@ def stacked_bars(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.figures import stacked_bars
+    >>> table = pd.DataFrame({"step": "walk", "part": ["states", "statistics"], "gigabytes": [2.0, 1.5]})
+    >>> figure = stacked_bars(table, row="step", part="part", value="gigabytes", xlabel="memory (GB)", limit=4.0)
+    >>> figure.axes[0].get_xlabel()
+    'memory (GB)'
     """
     wide = table.pivot(index=row, columns=part, values=value).fillna(0.0)
     figure, axis = _stacked(table, wide, row, part, xlabel)

@@ -156,6 +156,15 @@ class ChannelStatistics(ChannelSums):
         Tokens summed.
     abs_max : Tensor of shape (d_in,), float32, or None
         max|x| of each channel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.statistics import ChannelStatistics
+    >>> stats = ChannelStatistics.empty(2)
+    >>> stats.update(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
+    >>> stats.input_norm().tolist(), stats.abs_mean().tolist()
+    ([5.0, 1.0], [3.5, 0.5])
     """
 
     square_sum: Tensor
