@@ -218,7 +218,7 @@ def test_a_sweep_holds_the_cells_of_the_experiment(sweep, result):
 def test_examples_run(name, n_cells, model, tmp_path):
     small = {
         "draws": 1,
-        "n_samples": 3,
+        "n_samples": 3 if name == "sources" else 2,
         "evaluate": {"capabilities": ["code"], "tokens_per_capability": 300},
         "store": str(tmp_path),
     }
