@@ -20,9 +20,6 @@ WITHOUT_EXAMPLE = {
     "harness_cell": "as run_harness",
     "evaluation_index": "reads every packaged source, 20 s; tests/test_data.py does so once",
     "explore_table": "of whole stores; tests/test_explore.py makes one",
-    "run_sweep": "evaluates on packaged items; tests/test_sweep.py runs it",
-    "look_at_sweep": "as run_sweep",
-    "SweepResult": "as run_sweep",
     "run_outside": "needs llm-compressor in an environment of its own; tests/test_outside.py runs it",
 }
 

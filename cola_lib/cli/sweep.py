@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cola_lib.cli.common import check_sources, print_json, print_table
+from cola_lib.cli.common import print_json, print_table
 from cola_lib.cli.options import JsonOption, ProgressOption, output_option
 from cola_lib.errors import ColaError, SpecError
 
@@ -98,13 +98,15 @@ def _sources(asked: Sweep) -> Iterator[tuple[str, str]]:
 
 def _check_sources(file: Path, asked: Sweep) -> None:
     """Load the sources that need no hub, so that a wrong name is found before a model is loaded."""
+    from cola_lib.data import load_samples
     from cola_lib.experiments import RANDOM_TOKENS
 
-    for name, key in dict(_sources(asked)).items():
+    for name, key in dict.fromkeys(_sources(asked)):
         if name == RANDOM_TOKENS:
             continue
         try:
-            check_sources([name])
+            if not name.startswith("hf:"):
+                load_samples(name, "evaluation" if key.startswith("evaluate.") else "calibration")
         except ColaError as error:
             raise SpecError(f"{file}: {key}: {error}") from error
 

@@ -2,8 +2,8 @@
 
 from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.engines import ENGINES, SweepResult, look_at_sweep, run_sweep
-from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
+from cola_lib.experiments.engines import ENGINES, SweepResult, TaskResult, Worker, look_at_sweep, run_sweep
+from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, LabelledSet, as_spec, as_strategy
 from cola_lib.experiments.harness import harness_cell, harness_key
 from cola_lib.experiments.outside import OutsideRecipe, outside_key, run_outside
 from cola_lib.experiments.runner import (
@@ -19,7 +19,7 @@ from cola_lib.experiments.runner import (
 )
 from cola_lib.experiments.selection import Selection, select, selection_key
 from cola_lib.experiments.store import ResultStore, read_scores
-from cola_lib.experiments.sweep import Sweep, read_sweep
+from cola_lib.experiments.sweep import SetTask, Sweep, read_sweep
 from cola_lib.experiments.workspace import Workspace
 
 __all__ = [
@@ -35,13 +35,17 @@ __all__ = [
     "Experiment",
     "GridResult",
     "Label",
+    "LabelledSet",
     "OutsideRecipe",
     "ResultStore",
     "Selection",
+    "SetTask",
     "SpotCheck",
     "Sweep",
     "SweepResult",
+    "TaskResult",
     "Tuning",
+    "Worker",
     "Workspace",
     "as_spec",
     "as_strategy",

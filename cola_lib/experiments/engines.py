@@ -44,6 +44,12 @@ class TaskResult:
         Wall time.
     device : str
         Where.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import SetTask, TaskResult
+    >>> TaskResult(SetTask("smollm2-135m", 8, 256), failures=("gptq 3-bit: singular",)).n_computed
+    0
     """
 
     task: SetTask
@@ -67,6 +73,13 @@ class SweepResult:
         In the order of the sweep.
     seconds : float
         Wall time.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import ResultStore, SetTask, SweepResult, TaskResult
+    >>> done = TaskResult(SetTask("smollm2-135m", 8, 256), n_read=1, n_computed=2)
+    >>> SweepResult(ResultStore("results"), (done,), seconds=3.5).n_computed
+    2
     """
 
     store: ResultStore
@@ -106,6 +119,24 @@ class Worker:
     ----------
     sweep : Sweep
         Whose tasks they are.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Sweep, Worker
+    >>> from cola_lib.models import tiny_model
+    >>> tiny_model().save("tiny")
+    >>> sweep = Sweep(
+    ...     models=("tiny",),
+    ...     sources=("random tokens",),
+    ...     methods=({"method": "wanda"},),
+    ...     draws=1,
+    ...     n_samples=2,
+    ...     seq_len=16,
+    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
+    ... )
+    >>> worker = Worker(sweep)
+    >>> [worker.run(task).n_computed for task in sweep.tasks()]
+    [1, 1]
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -236,6 +267,24 @@ def run_sweep(
         If an option is not for this engine, or Ray is asked for and not installed.
     ColaError
         Whatever stops a task: see :meth:`Worker.run`. The cells before it are kept.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Sweep, run_sweep
+    >>> from cola_lib.models import tiny_model
+    >>> tiny_model().save("tiny")
+    >>> sweep = Sweep(
+    ...     models=("tiny",),
+    ...     sources=("random tokens",),
+    ...     methods=({"method": "wanda"},),
+    ...     draws=1,
+    ...     n_samples=2,
+    ...     seq_len=16,
+    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
+    ... )
+    >>> first, again = (run_sweep(sweep, progress=False) for _ in range(2))
+    >>> (first.n_computed, first.n_read), (again.n_computed, again.n_read)
+    ((2, 0), (0, 2))
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
@@ -278,6 +327,23 @@ def look_at_sweep(sweep: Sweep, *, progress: bool = True) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per task: ``model``, ``set``, ``draw``, ``n_samples``, ``seq_len``, ``cells``, ``stored``, ``missing``.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import Sweep, look_at_sweep
+    >>> from cola_lib.models import tiny_model
+    >>> tiny_model().save("tiny")
+    >>> sweep = Sweep(
+    ...     models=("tiny",),
+    ...     sources=("random tokens",),
+    ...     methods=({"method": "wanda"},),
+    ...     draws=1,
+    ...     n_samples=2,
+    ...     seq_len=16,
+    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
+    ... )
+    >>> int(look_at_sweep(sweep, progress=False)["missing"].sum())
+    2
     """
     worker, rows = Worker(sweep), []
     for task in tqdm(sweep.tasks(), unit="set", desc="sweep", disable=not progress):

@@ -37,6 +37,15 @@ class LabelledSet(NamedTuple):
         Makes the set.
     labels : mapping of str to str, int, float, bool or None
         What a reader calls it.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments import LabelledSet
+    >>> from cola_lib.models import byte_tokenizer
+    >>> noise = LabelledSet(lambda: random_tokens_set(byte_tokenizer(), 4, 16), {"source": "noise", "draw": 0})
+    >>> noise.build().n_samples
+    4
     """
 
     build: Callable[[], CalibrationSet]

@@ -243,9 +243,9 @@ class Sweep(_Checked):
     Examples
     --------
     >>> from cola_lib.experiments import Sweep
-    >>> sweep = Sweep(sources=("c4", "code"), methods=({"method": "wanda"}, {"method": "rtn", "bits": 3}), draws=2)
-    >>> len(sweep.tasks())  # the sets, two draws of two sources, and the cells that read none
-    5
+    >>> sweep = Sweep(sources=("c4", "math"), methods=({"method": "wanda"}, {"method": "rtn"}), draws=2)
+    >>> len(sweep.tasks()), sum(map(sweep.n_cells, sweep.tasks()))  # dense and rtn; wanda under two draws of each
+    (5, 6)
     """
 
     about: str = ""
@@ -407,6 +407,12 @@ class SetTask:
         Or, which of the sweep's strategies chooses it.
     target : str, optional
         For what.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import SetTask
+    >>> SetTask("smollm2-135m", n_samples=8, seq_len=256).calibrated, SetTask("tiny", 8, 256, source="c4").calibrated
+    (False, True)
     """
 
     model: str
@@ -453,7 +459,6 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
     Returns
     -------
     Sweep
-        Checked.
 
     Raises
     ------
@@ -464,11 +469,14 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
     Examples
     --------
     >>> from pathlib import Path
+    >>> from cola_lib.errors import SpecError
     >>> from cola_lib.experiments import read_sweep
-    >>> text = "sources: [c4]\nmethods: [{method: gptq, bits: 3}]\ndraws: 2\n"
-    >>> size = Path("sweep.yaml").write_text(text)
-    >>> read_sweep("sweep.yaml", draws=3).draws
-    3
+    >>> n_bytes = Path("sweep.yml").write_text("{methods: [{method: wanda}], suorces: [c4]}")
+    >>> try:
+    ...     read_sweep("sweep.yml")
+    ... except SpecError as error:
+    ...     print(error)
+    sweep.yml: unknown key 'suorces'; nearest: sources, resources, store
     """
     name = os.fspath(path)
     try:
