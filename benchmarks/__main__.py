@@ -56,7 +56,7 @@ def main(
         "compress": lambda: compress.measure(lm, rows_of(seq_len // 2), turns),
         "evaluate": lambda: evaluate.measure(lm, tokens, turns),
         "select": lambda: selection.measure(lm, 3 * n_samples // 2, seq_len // 2, pool, turns),
-        "scaling": scaling.measure,
+        "scaling": lambda: scaling.measure(min(turns, 2)),
         "gpu": _gpu,
     }
     for part in wanted:
