@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cola_lib.cli import app
 from cola_lib.curation import STRATEGIES
-from cola_lib.errors import ColaError, NumericsError, SpecError, UnknownNameError
+from cola_lib.errors import ClusterError, ColaError, NumericsError, SpecError, UnknownNameError
 from cola_lib.experiments import (
     RANDOM_TOKENS,
     ResultStore,
@@ -305,6 +305,13 @@ def test_ray_that_is_not_installed_is_named(sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SpecError, match=r"pip install 'cola-lib\[ray\]'"):
         run_sweep(sweep, engine="ray")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_named(sweep, address):
+    pytest.importorskip("ray")
+    with pytest.raises(ClusterError, match=f"no Ray cluster at {address}: "):
+        run_sweep(sweep, engine="ray", address=address, progress=False)
 
 
 def test_the_local_engine_needs_no_ray(sweep, result, monkeypatch):

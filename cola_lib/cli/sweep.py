@@ -157,5 +157,6 @@ def _summary(result: SweepResult) -> list[dict[str, Any]]:
     sums = frame.groupby([*names, "draw", "capability"], sort=False, dropna=False)[["nll", "n_bytes"]].sum()
     bits = (sums["nll"] / np.log(2) / sums["n_bytes"]).groupby([*names, "capability"], sort=False).mean()
     table = bits.unstack("capability").reset_index().rename_axis(columns=None)
-    constant = [name for name in ("model", "target", "n_samples", "seq_len") if table[name].nunique() == 1]
+    own = {name: set(table[name]) - {"-"} for name in ("model", "target", "n_samples", "seq_len")}
+    constant = [name for name, values in own.items() if len(values) < 2]
     return table.drop(columns=constant).to_dict("records")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ ATTEMPTS = 5
 
 PATIENCE = 600.0
 """Seconds in which nothing may run because the cluster has no room, as while its nodes are being started."""
+
+KNOCK = 10.0
+"""Seconds in which a cluster must answer."""
 
 OBJECT_STORE = 200_000_000
 """Bytes of Ray's object store on a cluster that is started here: results go to the sweep's store and not through it."""
@@ -71,6 +75,8 @@ def connected(address: str | None) -> Iterator[ModuleType]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     here: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(address=address, logging_level=logging.WARNING, **here)
@@ -80,6 +86,19 @@ def connected(address: str | None) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at a cluster's door: Ray itself would wait for a quarter of an hour and more."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):  # "auto", or what only Ray understands
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster at {address}: {error}; see that it runs, and that it can be reached"
+        ) from error
 
 
 class RayWorker:
