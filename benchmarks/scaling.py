@@ -9,7 +9,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.limits import forward
-from benchmarks.timing import Row
+from benchmarks.timing import Row, clock
 from benchmarks.walk import visit
 from cola_lib.calibration import CalibrationSet
 from cola_lib.compress import compress, method_spec, restored
@@ -73,9 +72,9 @@ def growth(run: Callable[[], Any]) -> dict[str, float]:
     """Seconds, and by how many bytes the process's memory grew at most while it ran (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
     before = _status("VmHWM")
-    began = time.perf_counter()
+    began = clock()
     run()
-    return {"seconds": time.perf_counter() - began, "bytes": max(_status("VmHWM") - before, 1)}
+    return {"seconds": clock() - began, "bytes": max(_status("VmHWM") - before, 1)}
 
 
 def _status(field: str) -> int:

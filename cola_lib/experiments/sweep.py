@@ -335,7 +335,7 @@ class Sweep(_Checked):
         Parameters
         ----------
         model : str
-            Of :attr:`models`.
+            Of ``models``.
         """
         return Experiment(
             model=model,
