@@ -62,7 +62,7 @@ html: setup  ## Render book/executed to _build/html, warnings as errors
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test:  ## Set up, fetch the model and data, run the tests; PYTEST="-k name" for some
-	@echo "make test: set up, fetch and run the tests; about 8 minutes on 2 CPU cores, and 5 more the first time"
+	@echo "make test: set up, fetch and run the tests; about 12 minutes on 2 CPU cores, and 5 more the first time"
 	@$(MAKE) --no-print-directory setup assets
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadgroup $(PYTEST)
 
