@@ -262,8 +262,10 @@ class ResultStore:
         try:
             yield mark
         finally:
-            with contextlib.suppress(OSError):
+            try:
                 self._fs.rm_file(path)
+            except OSError as error:  # raised from here it would hide what ended the work
+                log.warning("%s stays, and nothing reads it: it cannot be removed (%s)", path, error)
 
     def has_mark(self, mark: str) -> bool:
         """Whether a mark is there.
