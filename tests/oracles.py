@@ -191,6 +191,7 @@ def awq(
     clip: bool,
     rows: list[int] | None = None,
     clipped: list[bool] | None = None,
+    duo_scaling: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """Judge every candidate by running the layers, on every token."""
     X = X.double()
@@ -200,8 +201,14 @@ def awq(
         shared = {r: [c for c, other in enumerate(rows) if other == r] for r in rows}
         importance = torch.stack([importance[shared[r]].mean() for r in rows])
     best, least = torch.ones_like(importance), float("inf")
-    for step in range(n_grid):
-        s = (importance ** (step / n_grid)).clamp(min=1e-4)
+    heaviness = _relative_weights(torch.cat(weights), group_size)
+    if rows is not None:
+        heaviness = torch.stack([heaviness[shared[r]].mean() for r in rows])
+    for duo, step in itertools.product((False, True) if duo_scaling else (False,), range(n_grid)):
+        s = importance ** (step / n_grid)
+        if duo:
+            s = s / (heaviness ** (1 - step / n_grid) + 1e-4)
+        s = s.clamp(min=1e-4)
         s = s / (s.max() * s.min()).sqrt()
         loss = sum(
             float(((X / s) @ rtn(W * s, bits, group_size, symmetric).T - X @ W.T).square().sum()) for W in weights
@@ -215,6 +222,16 @@ def awq(
             scaled = _clip(scaled, X / best, bits, group_size, symmetric)
         out.append(rtn(scaled, bits, group_size, symmetric))
     return out, best
+
+
+def _relative_weights(W: Tensor, size: int) -> Tensor:
+    """By column, the mean share that a weight has of the largest one in its row's group."""
+    columns = []
+    for j in range(W.shape[1]):
+        start = j // size * size
+        shares = [float(w[j].abs()) / float(w[start : start + size].abs().max()) for w in W]
+        columns.append(sum(shares) / len(shares))
+    return torch.tensor(columns).double()
 
 
 def _clip(W: Tensor, X: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:

@@ -111,18 +111,41 @@ def test_quantizers_match_their_oracles_at_each_width(bits, symmetric):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("rows", [None, [0, 1, 2, 3] * 6])
-def test_awq_matches_its_oracle(symmetric, clip, rows):
+@pytest.mark.parametrize("duo_scaling", [False, True])
+def test_awq_matches_its_oracle(symmetric, clip, rows, duo_scaling):
     W, X, stats = problem(d_out=10, d_in=24, seed=5)
-    spec = method_spec("awq", bits=3, group_size=8, symmetric=symmetric, clip=clip, n_grid=10)
+    options = {"clip": clip, "n_grid": 10, "duo_scaling": duo_scaling}
+    spec = method_spec("awq", bits=3, group_size=8, symmetric=symmetric, **options)
     weights = [W[:6], W[6:]]
     tied = None if rows is None else torch.tensor(rows)
     ours, scale = awq(weights, stats, spec, rows=tied, clipped=[True, False])
-    theirs, expected = oracles.awq(weights, X, 3, 8, symmetric, 10, clip, rows, [True, False])
+    theirs, expected = oracles.awq(weights, X, 3, 8, symmetric, 10, clip, rows, [True, False], duo_scaling)
     close(scale, expected)
     for a, b in zip(ours, theirs, strict=True):
         close(a, b)
     if rows is not None:
         assert torch.equal(scale[:4].repeat(6), scale)
+
+
+def test_awq_never_errs_more_where_it_tries_more_scales():
+    """Duo scaling adds candidates, and is of use where weights differ in size from channel to channel."""
+
+    def error(W, stats, duo):
+        spec = method_spec("awq", bits=3, group_size=8, clip=False, duo_scaling=duo)
+        (rounded,), scale = awq([W], stats, spec)
+        return stats.output_energy(rounded / scale - W)
+
+    gains = []
+    for seed in range(8):
+        W, _, stats = problem(d_out=10, d_in=24, seed=seed)
+        W = W * torch.tensor([1.0, 0.3, 0.6]).repeat(8)
+        gains.append(error(W, stats, False) - error(W, stats, True))
+    assert min(gains) >= 0 and max(gains) > 0
+
+
+def test_awq_without_duo_scaling_keeps_its_key():
+    assert "duo_scaling" not in method_spec("awq").key()
+    assert method_spec("awq", duo_scaling=True).key() != method_spec("awq").key()
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "gptq"])

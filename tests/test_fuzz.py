@@ -290,8 +290,8 @@ def test_hub_names_of_any_spelling(dataset_folder, parts):
 
 OPTIONS = sorted({name for cls in STRATEGIES.values() for name in cls.__dataclass_fields__})
 SPEC_OPTIONS = (
-    "sparsity pattern damp block_size exponent bits group_size symmetric act_order static_groups n_grid clip act_bits "
-    "act_strategy alpha smooth keep".split()
+    "sparsity pattern damp block_size exponent bits group_size symmetric act_order static_groups n_grid duo_scaling "
+    "clip act_bits act_strategy alpha smooth keep".split()
 )
 near_values = (
     st.sampled_from([0, 1, 2, 4, 8, -1, 0.5, 1.5, True, "2:4", "4:2", "0:0", [2, 4], [1, 2, 3], "token", "all", None])
@@ -536,7 +536,7 @@ def test_curated_sets_of_any_content(curated_set, tmp_path, data):
 FLAGS = """
     --model --device --dtype --source --calibration --n-samples --seq-len --seed --layout --format
     --propagate --method --sparsity --pattern --bits --group-size --symmetric --act-bits --act-strategy
-    --alpha --smooth --act-order --static-groups --keep --out --save-as --save-dtype --overwrite
+    --alpha --smooth --act-order --static-groups --duo-scaling --keep --out --save-as --save-dtype --overwrite
     --no-progress --json --backend --suite --capability --tokens-per-capability --limit --items
     --dataset --num-fewshot --max-length --batch-size --strategy --option --target --n-tokens --against
     --picture --store --parts --into -p --profile --notebooks --fresh --jobs --stream --help --version

@@ -35,7 +35,7 @@ FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", 
 PROPAGATE = ("compressed", "original")
 PRUNING = ("sparsity", "pattern")
 QUANTIZING = ("bits", "group_size", "symmetric", "act_bits", "act_strategy")
-OWN = {"gptq": ("act_order", "static_groups"), "smoothquant": ("alpha", "smooth")}
+OWN = {"gptq": ("act_order", "static_groups"), "awq": ("duo_scaling",), "smoothquant": ("alpha", "smooth")}
 """Options of one quantizer only."""
 FACTORIZING = ("keep",)
 SAVED = ("dense", "compressed-tensors")
@@ -186,6 +186,13 @@ def compress(
             help="gptq: fit scales before rounding begins, so that --act-order leaves groups together.",
         ),
     ] = False,
+    duo_scaling: Annotated[
+        bool,
+        method_option(
+            "--duo-scaling",
+            help="awq: also try scales that fall with the size of a channel's weights. Twice the search.",
+        ),
+    ] = False,
     keep: Annotated[
         float | None,
         method_option(
@@ -260,6 +267,7 @@ def compress(
         "smooth": smooth,
         "act_order": act_order or None,
         "static_groups": static_groups or None,
+        "duo_scaling": duo_scaling or None,
         "keep": keep,
     }
     spec = _spec(method, {name: value for name, value in given.items() if value is not None})

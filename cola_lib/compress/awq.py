@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     stats : InputStatistics
         ``abs_sum`` shapes the candidates, ``gram`` judges them.
     spec : QuantSpec
-        Bits, group size, symmetry and ``n_grid``.
+        Bits, group size, symmetry, ``n_grid`` and ``duo_scaling``.
     rows : Tensor of shape (d_in,), int64, optional
         Channels with the same number must share a scale.
 
@@ -50,7 +52,9 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
 
     Notes
     -----
-    The candidates are those of the reference: mean |x| to a power from 0 to below 1. The reference judges
+    The candidates are those of the reference: mean |x| to a power r from 0 to below 1. With ``duo_scaling`` each is
+    tried divided by w̄ to the power 1 − r too, as AutoAWQ and llm-compressor do, where w̄ is the mean of |w| over a
+    channel's column, each weight relative to the largest of its group. The reference judges
     them by the squared error of the block's output on a sample of tokens. Here it is that of the layers'
     outputs on all tokens, tr(ΔW·XᵀX·ΔWᵀ), which the Gram matrix gives without running the block. Where several heads
     share a value head, the reference leaves the output projection unscaled; here their scales are tied.
@@ -75,13 +79,30 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     """
     importance = _tied(stats.abs_mean(), rows)
     best, least = torch.ones_like(importance), float("inf")
-    for step in range(spec.n_grid):
-        scale = importance.pow(step / spec.n_grid).clamp_(min=1e-4)
+    for scale in _candidates(
+        importance, _tied(_weight_means(W, spec), rows) if spec.duo_scaling else None, spec.n_grid
+    ):
         scale = scale / (scale.max() * scale.min()).sqrt()
         error = sum(stats.output_energy(rtn(part * scale, spec).div_(scale).sub_(part)) for part in W.split(ROWS))
         if error < least:
             best, least = scale, error
     return best
+
+
+def _weight_means(W: Tensor, spec: QuantSpec) -> Tensor:
+    """Mean over each column of |w|, each relative to the largest of its group; shape (d_in,)."""
+    groups = in_groups(W, spec.settled_group_size).abs()
+    relative = groups / groups.amax(-1, keepdim=True).clamp_(min=torch.finfo(W.dtype).tiny)
+    return relative.flatten(1).mean(0)
+
+
+def _candidates(importance: Tensor, weight_means: Tensor | None, n_grid: int) -> Iterator[Tensor]:
+    """Scales to try, before they are normalized: those from inputs alone come first, and win a tie."""
+    powers = [importance.pow(step / n_grid) for step in range(n_grid)]
+    yield from (power.clamp(min=1e-4) for power in powers)
+    if weight_means is not None:
+        for step, power in enumerate(powers):
+            yield (power / (weight_means.pow(1 - step / n_grid) + 1e-4)).clamp_(min=1e-4)
 
 
 def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
@@ -153,7 +174,7 @@ def awq(
     stats : InputStatistics
         Statistics of their common input.
     spec : QuantSpec
-        Bits, group size, symmetry, ``n_grid`` and ``clip``.
+        Bits, group size, symmetry, ``n_grid``, ``duo_scaling`` and ``clip``.
     scalable : bool
         Whether something before the layers can take up the inverse scale.
     rows : Tensor of shape (d_in,), int64, optional

@@ -117,6 +117,9 @@ class QuantSpec:
         GPTQ: columns after which the update of the rest is applied.
     n_grid : int
         AWQ: exponents tried between 0 and 1.
+    duo_scaling : bool
+        AWQ: beside scales that only rise with the size of a channel's inputs, also try such as fall with that of its
+        weights. It takes twice the search.
     clip : bool
         AWQ: also search for a smaller range per group.
     act_bits : int or None
@@ -143,6 +146,7 @@ class QuantSpec:
     static_groups: bool = False
     block_size: int = 128
     n_grid: int = 20
+    duo_scaling: bool = False
     clip: bool = True
     act_bits: int | None = None
     act_strategy: str = "token"
@@ -194,6 +198,8 @@ class QuantSpec:
             used |= {"damp", "act_order", "static_groups"}
         if self.method == "awq":
             used |= {"n_grid", "clip"}
+            if self.duo_scaling:  # specifications without it keep the keys that they had before there was a choice
+                used.add("duo_scaling")
         return self._with_activations(used)
 
     def _with_activations(self, used: set[str]) -> dict[str, Any]:
@@ -262,7 +268,7 @@ class SmoothQuantSpec(QuantSpec):
     smooth : {"all", "norms"}
         Which inputs are smoothed: all that something before them can take up the scale of, or of these only those that
         follow a norm, as in the reference.
-    damp, act_order, static_groups, block_size, n_grid, clip
+    damp, act_order, static_groups, block_size, n_grid, duo_scaling, clip
         Not read.
 
     Examples

@@ -200,7 +200,7 @@ class ModelShape:
             if spec.method in ("sparsegpt", "gptq"):
                 total += 4 / 3 * d**3 + d_out * d**2
             if isinstance(spec, QuantSpec) and spec.method == "awq":
-                total += spec.n_grid * half_product
+                total += spec.n_grid * (1 + spec.duo_scaling) * half_product
                 size = spec.group_size if spec.group_size and spec.group_size > 0 else min(d, 128)
                 total += int(CLIP_STEPS * CLIP_LEAST) * 2.0 * d_out * d * size if spec.clip else 0.0
         return self.n_blocks * total
