@@ -127,6 +127,22 @@ def test_a_sandbox_that_breaks_is_no_verdict(monkeypatch):
         run_code("pass", allow_code_execution=True)
 
 
+def test_an_interpreter_among_temporary_files_is_no_obstacle(contained, monkeypatch, tmp_path):
+    """Libraries below the folder in which programs work otherwise: another folder is taken."""
+    library = tmp_path if tmp_path.is_relative_to("/tmp") else Path(tempfile.mkdtemp(dir="/tmp"))
+    library.chmod(0o755)  # whoever the program runs as may read what an interpreter is made of
+    (library / "kept").touch()
+    readable = [*sandbox._readable(), str(library)]
+    monkeypatch.setattr(sandbox, "_readable", lambda: readable)
+    found = inside(f"""
+        import os
+        assert os.path.exists({str(library / "kept")!r})
+        open("mine", "w").write("x")
+        assert os.getcwd() == os.environ["TMPDIR"] and os.listdir() == ["mine"]
+    """)
+    assert found.passed, found.output
+
+
 def test_a_limit_of_nothing_is_refused():
     with pytest.raises(SandboxError, match="memory_bytes"):
         Limits(memory_bytes=0)

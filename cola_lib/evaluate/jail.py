@@ -44,7 +44,6 @@ run."""
 ROOT = "/proc"
 """Mount point of the new root. Any folder that is always there will do: the mount is seen in this namespace only."""
 
-WORK = "/tmp"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 INNER_ID = 1000
 
@@ -181,8 +180,8 @@ def unused_id() -> int:
     return chosen
 
 
-def build_root(readable: list[str], owner: int, disk_bytes: int) -> None:
-    """Mount a root that holds the interpreter, its libraries, four devices and an empty folder to work in."""
+def build_root(readable: list[str], work: str, owner: int, disk_bytes: int) -> None:
+    """Mount a root that holds the interpreter, its libraries, four devices and an empty folder to work in, ``work``."""
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=1m,mode=755")
     bound: list[str] = []
@@ -201,15 +200,15 @@ def build_root(readable: list[str], owner: int, disk_bytes: int) -> None:
     for path in DEVICES:
         _bind(path, ROOT + path)
         _restrict_mount(ROOT + path, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, recursive=False)
-    os.mkdir(ROOT + WORK)
+    os.mkdir(ROOT + work)
     # A file costs memory even if it is empty, hence a number of them as well.
     options = f"size={disk_bytes},nr_inodes=4096,mode=700,uid={owner},gid={owner}"
-    _mount("tmpfs", ROOT + WORK, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+    _mount("tmpfs", ROOT + work, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     _restrict_mount(ROOT, MOUNT_ATTR_RDONLY, recursive=False)
     os.chdir(ROOT)
     _call("pivot_root", libc.pivot_root(b".", b"."))
     _call("umount of the old root", libc.umount2(b".", MNT_DETACH))
-    os.chdir(WORK)
+    os.chdir(work)
 
 
 def _bind(path: str, inside: str) -> None:
@@ -266,7 +265,7 @@ def filter_calls() -> None:
 
 def enter(settings: dict, owner: int, root: bool, program: int, done: int, trouble: int) -> None:
     """Shut this process in, and become the interpreter that runs the program. Returns only by an error."""
-    build_root(settings["readable"], owner, settings["limits"]["disk_bytes"])
+    build_root(settings["readable"], settings["work"], owner, settings["limits"]["disk_bytes"])
     os.dup2(program, 0)
     os.dup2(done, 3)
     limit(settings["limits"])
@@ -279,7 +278,7 @@ def enter(settings: dict, owner: int, root: bool, program: int, done: int, troub
     if waiting.poll(0):  # it is dead already
         os._exit(1)
     filter_calls()
-    environment = {"HOME": WORK, "TMPDIR": WORK, "LANG": "C.UTF-8", "PATH": ""}
+    environment = {"HOME": settings["work"], "TMPDIR": settings["work"], "LANG": "C.UTF-8", "PATH": ""}
     command = [settings["python"], "-I", "-S", "-B", "-X", "utf8", "-c", DRIVER]
     os.execve(command[0], command, environment)
 

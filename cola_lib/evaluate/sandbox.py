@@ -175,6 +175,7 @@ def run_code(program: str, *, allow_code_execution: bool = False, limits: Limits
         "report": report_inside,
         "python": _interpreter(),
         "readable": _readable(),
+        "work": _work(_readable()),
     }
     command = [_interpreter(), "-I", "-S", str(Path(__file__).with_name("jail.py"))]
     with open(report, "rb") as report_file:
@@ -286,6 +287,11 @@ def check_sandbox() -> None:
 def _interpreter() -> str:
     """Find the interpreter itself: a virtual environment's is a link to it, or a copy that needs a file outside."""
     return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+
+
+def _work(readable: list[str]) -> str:
+    """Name the folder to work in: the usual one for files that do not stay, unless the interpreter lies there."""
+    return "/work" if any(path == "/tmp" or path.startswith("/tmp/") for path in readable) else "/tmp"
 
 
 @cache
