@@ -217,13 +217,17 @@ def test_a_gain_is_a_share_of_what_is_compared_with():
 
 
 def test_p_values_belong_to_intervals():
-    for one in c5_source_ranks(grid(), options=SMALL):
-        assert (one.p_value < 0.05) == (one.low > 0 or one.high < 0)
-    frame = pd.concat(
-        [grid(("c4",), draw_sd=0.002, item_sd=0.004).assign(n_samples=n, source="c4") for n in (128, 512)]
-    )
-    for one in c2_amount(frame, options=SMALL):
-        assert (one.p_value < 0.05) == (-MARGIN < one.low and one.high < MARGIN)
+    """Over grids with little and with much noise, so that both answers come up."""
+    above, within = set(), set()
+    for noise in (0.0005, 0.05, 0.2):
+        for one in c5_source_ranks(grid(draw_sd=noise), options=SMALL):
+            assert (one.p_value < 0.05) == (one.low > 0 or one.high < 0)
+            above.add(one.p_value < 0.05)
+        frame = pd.concat([grid(("c4",), seed=n, draw_sd=noise, item_sd=noise).assign(n_samples=n) for n in (128, 512)])
+        for one in c2_amount(frame, options=SMALL):
+            assert (one.p_value < 0.05) == (-MARGIN < one.low and one.high < MARGIN)
+            within.add(one.p_value < 0.05)
+    assert above == within == {True, False}
 
 
 def test_one_draw_is_no_evidence_on_draws():
