@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from cola_lib.calibration import calibration_set
 from cola_lib.compress import compress, method_spec, save_checkpoint
 from cola_lib.errors import ColaError, NumericsError, OutputError, SpecError
+from cola_lib.evaluate import row_nll
 from cola_lib.export import (
     check_exportable,
     export_quantized,
@@ -148,6 +150,21 @@ def test_tied_embeddings_are_stored_once(tmp_path):
     names = load_file(export.folder / "model.safetensors").keys()
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
     torch.testing.assert_close(loaded_logits(export.folder), logits(lm), rtol=0, atol=0)
+
+
+def test_smollm2_in_four_bits_is_small_and_scores_the_same(assets_dir, tmp_path):
+    """The embedded model, saved in half precision; plain transformers scores held-out text as the model in memory does."""
+    lm = load_model("smollm2-135m")
+    text = calibration_set(["wikipedia"], lm.tokenizer, n_samples=2, seq_len=256, seed=1)
+    report = compress(lm, method_spec("rtn", bits=4, group_size=64), keep_codes=True, progress=False)
+    in_memory = row_nll(lm, text, progress=False).mean()
+    export = export_quantized(lm, report, tmp_path / "out")
+    assert export.layer_bytes <= 0.4 * export.dense_layer_bytes
+    assert export.bytes <= 0.4 * export.dense_layer_bytes + (export.dense_bytes - export.dense_layer_bytes) + 100_000
+    model = AutoModelForCausalLM.from_pretrained(export.folder, dtype="auto").eval()
+    with torch.no_grad():
+        reloaded = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in text.input_ids]).mean()
+    assert abs(float(reloaded) / float(in_memory) - 1) < 0.005
 
 
 # ------------------------------------------------------------------------------------------------ the files
