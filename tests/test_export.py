@@ -153,7 +153,7 @@ def test_tied_embeddings_are_stored_once(tmp_path):
 
 
 def test_smollm2_in_four_bits_is_small_and_scores_the_same(assets_dir, tmp_path):
-    """The embedded model, saved in half precision; plain transformers scores held-out text as the model in memory does."""
+    """The embedded model, saved in half precision; transformers scores held-out text as the model in memory does."""
     lm = load_model("smollm2-135m")
     text = calibration_set(["wikipedia"], lm.tokenizer, n_samples=2, seq_len=256, seed=1)
     report = compress(lm, method_spec("rtn", bits=4, group_size=64), keep_codes=True, progress=False)
