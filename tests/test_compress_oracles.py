@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cola_lib.compress import awq, gptq, magnitude, method_spec, ria, rtn, sparsegpt, wanda
 from cola_lib.compress.masks import lowest_per_row
+from cola_lib.compress.sparsegpt import sparsegpt_stacked
 from cola_lib.statistics import InputStatistics
 from tests import oracles
 
@@ -146,6 +147,18 @@ def test_awq_never_errs_more_where_it_tries_more_scales():
 def test_awq_without_duo_scaling_keeps_its_key():
     assert "duo_scaling" not in method_spec("awq").key()
     assert method_spec("awq", duo_scaling=True).key() != method_spec("awq").key()
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.3}, {"pattern": "2:4"}])
+def test_layers_in_one_sweep_are_pruned_as_alone(options):
+    """Each keeps its own share, although their weights differ in size."""
+    W, _, stats = problem(d_out=12, seed=8)
+    weights = [W[:3], 10 * W[3:4], W[4:] / 10]
+    spec = method_spec("sparsegpt", block_size=16, **options)
+    for together, W in zip(sparsegpt_stacked(weights, stats, spec), weights, strict=True):
+        alone = sparsegpt(W, stats, spec)
+        assert torch.equal(together == 0, alone == 0)
+        close(together, alone)
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "gptq"])

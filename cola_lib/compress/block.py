@@ -19,7 +19,7 @@ from cola_lib.compress.quantized import OnGrid, QuantizedWeight
 from cola_lib.compress.ria import ria
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
-from cola_lib.compress.sparsegpt import sparsegpt
+from cola_lib.compress.sparsegpt import sparsegpt_stacked
 from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec, enter
 from cola_lib.compress.wanda import wanda
 from cola_lib.errors import DataError, NumericsError
@@ -199,8 +199,7 @@ def _ria(problem: Problem, spec: PruneSpec) -> Solution:
 
 
 def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
-    layers = zip(problem.weights, problem.layers, strict=True)
-    return Solution([sparsegpt(W, problem.statistics, spec, layer) for W, layer in layers])
+    return Solution(sparsegpt_stacked(problem.weights, problem.statistics, spec, problem.layers[0]))
 
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:

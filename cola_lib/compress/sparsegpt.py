@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,18 +17,19 @@ from cola_lib.statistics import InputStatistics
 class _Prune:
     """Zero the columns' least salient weights: w² / U_jj², the loss that optimal brain surgery predicts."""
 
-    def __init__(self, U: Tensor, spec: PruneSpec, shape: torch.Size) -> None:
-        self.spec = spec
+    def __init__(self, U: Tensor, spec: PruneSpec, d_outs: Sequence[int]) -> None:
+        self.spec, self.d_outs = spec, list(d_outs)
         self.pivot = U.diagonal()[:, None]  # (d_in, 1)
-        self.prune_mask = torch.zeros(shape, dtype=torch.bool, device=U.device)
+        self.prune_mask = torch.zeros(len(U), sum(d_outs), dtype=torch.bool, device=U.device)
 
     def _score(self, start: int, stop: int, V: Tensor) -> Tensor:
         return (V[start:stop] / self.pivot[start:stop]).square_()
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:
         if self.spec.pattern is None:
-            score = self._score(start, stop, V)
-            self.prune_mask[start:stop] = lowest_overall(score, count(score.numel(), self.spec.sparsity))
+            masks = self.prune_mask[start:stop].split(self.d_outs, dim=1)
+            for mask, score in zip(masks, self._score(start, stop, V).split(self.d_outs, dim=1), strict=True):
+                mask.copy_(lowest_overall(score, count(score.numel(), self.spec.sparsity)))  # a layer keeps its share
 
     def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
         if self.spec.pattern is not None:
@@ -86,12 +89,34 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
     >>> int((pruned == 0).sum()), bool(((pruned != 0) & (pruned != W)).any())
     (4, True)
     """
-    if spec.pattern is not None and W.shape[1] % spec.pattern[1]:
-        raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {W.shape[1]}")
+    return sparsegpt_stacked([W], stats, spec, layer)[0]
+
+
+def sparsegpt_stacked(
+    weights: Sequence[Tensor], stats: InputStatistics, spec: PruneSpec, layer: str = "layers"
+) -> list[Tensor]:
+    """Prune layers that read one input in one sweep over its columns; each keeps its own share of weights.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
+    stats, spec, layer
+        As for :func:`sparsegpt`.
+
+    Returns
+    -------
+    list of Tensor of shape (d_out_i, d_in)
+        Up to rounding what :func:`sparsegpt` makes of each: rows do not depend on each other once the mask is chosen.
+    """
+    d_in = weights[0].shape[1]
+    if spec.pattern is not None and d_in % spec.pattern[1]:
+        raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {d_in}")
     U, _ = stats.inverse_factor(spec.damp, layer)
-    V = W.T.clone(memory_format=torch.contiguous_format)  # (d_in, d_out)
+    V = torch.cat([W.T for W in weights], dim=1)  # (d_in, d_out), contiguous
     V[stats.gram.diagonal() == 0] = 0
     panel = spec.pattern[1] if spec.pattern else 1
     sub_block = panel * max(1, SUB_BLOCK // panel)
-    sweep(V, U, _Prune(U, spec, V.shape), block=spec.block_size, sub_block=sub_block, panel=panel)
-    return V.T.contiguous()
+    d_outs = [len(W) for W in weights]
+    sweep(V, U, _Prune(U, spec, d_outs), block=spec.block_size, sub_block=sub_block, panel=panel)
+    return [part.T.contiguous() for part in V.split(d_outs, dim=1)]
