@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cola_lib import figures
-from cola_lib.analysis import mean_ranks
+from cola_lib.analysis import gain_table, mean_ranks, overall_gains, simulated_grid
 from cola_lib.errors import DataError
 from cola_lib.figures.leagues import _groups
 
@@ -57,6 +57,62 @@ def test_what_cannot_be_ranked_is_refused():
         mean_ranks(full[full["source"] != "c"])
     with pytest.raises(DataError, match="source 'b' has no score at"):
         mean_ranks(full[(full["source"] != "b") | (full["draw"] != 3)])
+
+
+LOSSES = {"random": 0.20, "cola": 0.15, "worse": 0.22}
+
+
+def simulated(seed=0, tasks=(("wanda", "math"), ("gptq", "math"), ("wanda", "code"), ("gptq", "code")), **options):
+    conditions = [
+        {"source": source, "loss": loss, "method": method, "capability": capability}
+        for source, loss in LOSSES.items()
+        for method, capability in tasks
+    ]
+    frame = simulated_grid(conditions, np.random.default_rng(seed), **options)
+    return frame[frame["source"].notna()]
+
+
+def test_an_overall_gain_is_the_mean_of_the_gains():
+    frame = simulated(n_draws=3)
+    found = overall_gains(frame, "random").set_index("source")
+    apart = gain_table(frame, {"source": "random"}, draws="paired").groupby("source")["value"]
+    assert found.index.tolist() == ["cola", "worse"]
+    assert found["value"].to_dict() == pytest.approx(apart.mean().to_dict())
+    assert found["least"].to_dict() == pytest.approx(apart.min().to_dict())
+    assert (found["n_draws"] == 3).all() and (found["n_items"] == 40).all()
+
+
+def test_the_interval_of_an_overall_gain_covers_the_truth():
+    truth = 1 - (1 + LOSSES["cola"]) / (1 + LOSSES["random"])
+    for n_draws, draw_sd in ((3, 0.03), (5, 0.03), (5, 0.002)):
+        covered = []
+        for seed in range(80):
+            found = overall_gains(simulated(seed, n_draws=n_draws, draw_sd=draw_sd), "random", n_boot=200)
+            cola = found.set_index("source").loc["cola"]
+            assert (cola["p_value"] < 0.05) == (cola["low"] > 0 or cola["high"] < 0)
+            covered.append(cola["low"] <= truth <= cola["high"])
+        assert 0.89 <= np.mean(covered), (n_draws, draw_sd)
+
+
+def test_methods_on_the_same_sets_are_no_further_evidence():
+    """Twice the same method has the interval of one."""
+    once = simulated(tasks=[("wanda", "math")])
+    twice = pd.concat([once, once.assign(label="again")])
+    one, two = (overall_gains(frame, "random") for frame in (once, twice))
+    assert two["value"].to_list() == pytest.approx(one["value"].to_list())
+    assert (two["high"] - two["low"]).to_list() == pytest.approx((one["high"] - one["low"]).to_list(), rel=0.1)
+
+
+def test_what_has_no_overall_gain_is_refused():
+    frame = simulated(n_draws=2)
+    with pytest.raises(DataError, match="no source 'c4' to compare with; there are random, cola, worse"):
+        overall_gains(frame, "c4")
+    with pytest.raises(DataError, match="no source beside 'random'"):
+        overall_gains(frame[frame["source"] == "random"], "random")
+    with pytest.raises(DataError, match="'cola' and 'random' are not measured on the same tasks: one lacks"):
+        overall_gains(frame[(frame["source"] != "cola") | (frame["capability"] != "code")], "random")
+    with pytest.raises(DataError, match="'cola' and 'random' have different draws at"):
+        overall_gains(frame[(frame["source"] != "cola") | (frame["draw"] == 0)], "random")
 
 
 def test_groups_join_what_is_not_told_apart():

@@ -42,7 +42,7 @@ from cola_lib.analysis.claims import (
 )
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
-from cola_lib.analysis.league import Ranking, mean_ranks
+from cola_lib.analysis.league import Ranking, mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
 from cola_lib.analysis.proxy import (
@@ -132,6 +132,7 @@ __all__ = [
     "measure_table",
     "needed_correlation",
     "overall",
+    "overall_gains",
     "permutation_test",
     "proxy_table",
     "rank_correlations",
