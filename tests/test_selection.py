@@ -109,6 +109,8 @@ def test_strategies_are_tried_without_an_evaluation_on_texts_that_nothing_was_ch
     table = proxy_table(found.layers.fillna({"target": "any"}), by=("source", "draw", "target", "cell"))
     assert set(table["capability"]) == set(TARGETS) and (table["proxy"] > 0).all()
     assert experiment.try_strategies(strategies, METHODS[:1], POOL, **asked).n_computed == 0
+    second = experiment.try_strategies(strategies, METHODS[:1], POOL, **asked | {"draws": [1], "n_draws": 2})
+    assert second.n_computed == 0 and set(second.layers["draw"]) == {1}
     judges = {ids for name in TARGETS.values() for row in experiment.calibration(name, 2, 3).sample_ids for ids in row}
     for draw in range(2):
         chosen = experiment.select(as_strategy("uniform_mix"), POOL, draw=draw, n_draws=3, limit=6).rows

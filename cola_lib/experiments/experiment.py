@@ -533,7 +533,8 @@ class Experiment:
         pool: Sequence[str],
         *,
         targets: Sequence[str] = (GENERAL,),
-        draws: int = 3,
+        draws: int | Sequence[int] = 3,
+        n_draws: int | None = None,
         limit: int | None = None,
         progress: bool = True,
     ) -> GridResult:
@@ -544,20 +545,22 @@ class Experiment:
 
         Parameters
         ----------
-        strategies, methods, pool, targets, draws, limit, progress
-            As in :meth:`run_strategies`. Pools of as many draws there are others than these.
+        strategies, methods, pool, targets, draws, n_draws, limit, progress
+            As in :meth:`run_strategies`. The sources are divided once more, for the texts that judge, so that the pools
+            of as many draws there are others than these.
 
         Returns
         -------
         GridResult
             Without scores; its ``layers`` are for :func:`cola_lib.analysis.proxy_table`.
         """
+        wanted, divided = _draws(draws, n_draws)
         judges = {
-            name: self.calibration(sources, draws, draws + 1, n_samples=self.target_samples)
+            name: self.calibration(sources, divided, divided + 1, n_samples=self.target_samples)
             for name, sources in self.targets.items()
         }
-        sizes = {"n_draws": draws + 1, "limit": limit}
-        sets = self._choices(strategies, pool, targets, range(draws), sizes)
+        sizes = {"n_draws": divided + 1, "limit": limit}
+        sets = self._choices(strategies, pool, targets, wanted, sizes)
         return run_grid(
             self.lm,
             [each.build for each in sets],
