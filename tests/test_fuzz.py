@@ -538,7 +538,7 @@ FLAGS = """
     --propagate --method --sparsity --pattern --bits --group-size --symmetric --act-bits --act-strategy
     --alpha --smooth --act-order --static-groups --duo-scaling --keep --out --save-as --save-dtype --overwrite
     --no-progress --json --backend --suite --capability --tokens-per-capability --limit --items
-    --dataset --num-fewshot --max-length --batch-size --strategy --option --target --n-tokens --against
+    --dataset --num-fewshot --chat-template --max-length --batch-size --strategy --option --target --n-tokens --against
     --picture --store --parts --into -p --profile --notebooks --fresh --jobs --stream --help --version
     --
 """.split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_prompts_are_worded_as_officially(choices):
     boolq = choices.report["samples"]["boolq"][0]
     assert boolq["arguments"][0][0].endswith("?\nAnswer:") and [a[1] for a in boolq["arguments"]] == [" no", " yes"]
     assert [a[1] for a in choices.report["samples"]["commonsense_qa"][0]["arguments"]] == [" A", " B", " C", " D", " E"]
+
+
+TURNS = """{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}\
+{% if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+def test_a_chat_template_makes_turns_of_examples_and_question(lm, monkeypatch):
+    monkeypatch.setattr(lm.tokenizer, "chat_template", TURNS)
+    suite = harness_suite("piqa", limit=2, num_fewshot=1, chat_template=True)
+    found = run_harness(lm, suite, progress=False).report
+    for sample in found["samples"]["piqa"]:
+        (prompt, _), _ = sample["arguments"]
+        turns = re.findall("<(user|assistant)>([^<]*)", prompt)
+        assert [role for role, _ in turns] == ["user", "assistant", "user", "assistant"]
+        assert turns[2][1] == f"Question: {sample['doc']['goal']}\nAnswer:" and turns[3][1] == ""
+        assert turns[0][1].startswith("Question: ") and turns[1][1].strip()
+    assert found["chat_template"] == TURNS and found["fewshot_as_multiturn"] and len(found["chat_template_sha"]) == 64
+    assert suite.fingerprint != harness_suite("piqa", limit=2, num_fewshot=1).fingerprint
+
+
+def test_without_a_chat_template_there_is_none_to_apply(lm):
+    with pytest.raises(SpecError, match="has no chat template; leave chat_template"):
+        run_harness(lm, harness_suite("piqa", limit=1, chat_template=True))
 
 
 def test_the_model_and_its_tokenizer_are_left_alone(lm, choices):
@@ -537,6 +561,7 @@ def test_the_bars_of_lm_eval_come_back_after_an_error():
         (("--backend", "lm-eval", "--suite", "math", "--capability", "math"), "--capability has no effect"),
         (("--backend", "lm-eval", "--suite", "piqa", "--dataset", "hub"), "items='all'"),
         (("--limit", 3), "--limit has no effect with --backend likelihood"),
+        (("--chat-template",), "--chat-template has no effect with --backend likelihood"),
         (("--allow-code-execution",), "--allow-code-execution has no effect"),
         (("--backend", "lmeval"), "unknown backend 'lmeval'; nearest: lm-eval"),
     ],

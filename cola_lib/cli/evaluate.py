@@ -82,6 +82,12 @@ def evaluate(
     max_length: Annotated[
         int | None, harness_option(min=1, help="Tokens of context.", show_default="the model's", metavar="N")
     ] = None,
+    chat_template: Annotated[
+        bool,
+        harness_option(
+            "--chat-template", help="Put prompts through the model's chat template, each solved example as a turn."
+        ),
+    ] = False,
     batch_size: Annotated[int, harness_option(min=1, help="Requests that run together.", metavar="N")] = 8,
     allow_code_execution: Annotated[
         bool,
@@ -123,11 +129,17 @@ def evaluate(
     own["--tokens-per-capability"] = tokens_per_capability != TOKENS_PER_CAPABILITY
     theirs = {"--limit": limit is not None, "--items": items != "evaluation", "--dataset": dataset != "packaged"}
     theirs |= {"--num-fewshot": num_fewshot is not None, "--max-length": max_length is not None}
-    theirs |= {"--allow-code-execution": allow_code_execution}
+    theirs |= {"--chat-template": chat_template, "--allow-code-execution": allow_code_execution}
     _refuse_foreign(backend, theirs if backend == "likelihood" else own)
     if backend == HARNESS:
         choice = _harness_suite(
-            suite, items=items, dataset=dataset, limit=limit, num_fewshot=num_fewshot, max_length=max_length
+            suite,
+            items=items,
+            dataset=dataset,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            max_length=max_length,
+            chat_template=chat_template,
         )
         _check_code(choice, allow_code_execution)
         lm = load(model, device=device, dtype=dtype)

@@ -61,7 +61,7 @@ def run_harness(
     SandboxError
         If a task runs generated code and that is not allowed, or cannot be contained here; before anything is computed.
     SpecError
-        If ``batch_size`` is not positive.
+        If ``batch_size`` is not positive, or the tokenizer has no chat template and one is asked for.
     DataError
         If the data cannot be had.
 
@@ -75,6 +75,7 @@ def run_harness(
         check_sandbox()
     if batch_size < 1:
         raise SpecError(f"batch_size is {batch_size}; it must be at least 1")
+    template = _chat_template(lm) if suite.chat_template else None
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -95,6 +96,8 @@ def run_harness(
             tasks,
             limit=suite.limit,
             bootstrap_iters=bootstrap_iters,
+            apply_chat_template=suite.chat_template,
+            fewshot_as_multiturn=suite.chat_template,
             confirm_run_unsafe_code=suite.runs_code,
         )
     _add_items(report, suite, scorers)
@@ -117,6 +120,9 @@ def run_harness(
         "date": began,
         "total_evaluation_time_seconds": str(time.time() - began),
         "max_length": runner.max_length,
+        "fewshot_as_multiturn": suite.chat_template,
+        "chat_template": template,
+        "chat_template_sha": template and hashlib.sha256(template.encode()).hexdigest(),
     }
     report |= {f"{name}_version": version(name) for name in ("lm_eval", "transformers")}
     report[OWN] = {
@@ -129,6 +135,17 @@ def run_harness(
         "sandbox": asdict(suite.sandbox) if suite.runs_code else None,
     }
     return HarnessResult(plain(report))
+
+
+def _chat_template(lm: LanguageModel) -> str:
+    """Find the tokenizer's template. lm-eval would go on without one."""
+    try:
+        return str(lm.tokenizer.get_chat_template())
+    except ValueError as error:
+        raise SpecError(
+            f"the tokenizer of {lm.name} has no chat template; leave chat_template (--chat-template) out, or set "
+            "tokenizer.chat_template"
+        ) from error
 
 
 def _add_items(report: dict[str, Any], suite: HarnessSuite, scorers: dict[str, CodeScorer]) -> None:

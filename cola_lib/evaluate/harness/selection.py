@@ -42,6 +42,8 @@ class HarnessSuite:
         Solved examples in each prompt; by default as the task says.
     max_length : int, optional
         Tokens of context; by default the model's. lm-eval cuts longer prompts on the left.
+    chat_template : bool
+        Whether prompts go through the tokenizer's chat template, each solved example as a turn.
     sandbox : Limits
         What generated code may use.
     missing : mapping of str to str
@@ -62,6 +64,7 @@ class HarnessSuite:
     limit: int | None = None
     num_fewshot: int | None = None
     max_length: int | None = None
+    chat_template: bool = False
     sandbox: Limits = field(default_factory=Limits)
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -118,6 +121,8 @@ class HarnessSuite:
             "sandbox": asdict(self.sandbox) if self.runs_code else None,
             **revisions("harness"),
         }
+        if self.chat_template:  # which one is a matter of the model
+            facts["chat_template"] = True
         return fingerprint(facts)
 
 
@@ -129,6 +134,7 @@ def harness_suite(
     limit: int | None = None,
     num_fewshot: int | None = None,
     max_length: int | None = None,
+    chat_template: bool = False,
     sandbox: Limits | None = None,
 ) -> HarnessSuite:
     """Choose tasks of lm-eval and the items to score.
@@ -150,6 +156,8 @@ def harness_suite(
         Solved examples in each prompt; by default as the task says.
     max_length : int, optional
         Tokens of context; by default the model's.
+    chat_template : bool
+        Put prompts through the tokenizer's chat template, each solved example as a turn: for instruct models.
     sandbox : Limits, optional
         What generated code may use.
 
@@ -213,6 +221,7 @@ def harness_suite(
         limit=limit,
         num_fewshot=num_fewshot,
         max_length=max_length,
+        chat_template=chat_template,
         sandbox=sandbox or Limits(),
         missing=missing,
     )
