@@ -4,8 +4,10 @@ A page marks such a number with a comment right behind it, which a reader does n
 
     +2.30 [+0.99, +3.62] %<!-- finding: CLAIM | PART | VERDICT -->
     -23.3 [-35.4, -12.2] %<!-- gain: SOURCE | METHOD | CAPABILITY -->
+    +12.0 [+9.7, +14.4] %<!-- overall: STRATEGY | STRATEGY -->
 
-The first is a part of a claim with its verdict, the second what a source gains over web text in the grid of sources.
+The first is a part of a claim with its verdict, the second what a source gains over web text in the grid of sources,
+the third what a way of choosing gains over another in the league, averaged over methods and capabilities.
 When the evidence changes, these tests fail, and whoever mends the number reads the sentence around it again.
 """
 
@@ -20,7 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cola_lib.analysis import Finding, gain_table, with_interval
+from cola_lib.analysis import Finding, gain_table, overall_gains, with_interval
 from cola_lib.analysis.text import NO_BREAK
 from cola_lib.experiments.packed import PackedCells
 from cola_lib.verdicts import recorded
@@ -29,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "evidence"
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "book").glob("*.md"))}
 INTERVAL = r"[-+]?\d[\d.]* \[[-+]?\d[\d.]*, [-+]?\d[\d.]*\]"
-MARKED = re.compile(rf"({INTERVAL}(?: %[\w %]*)?)<!-- (finding|gain): ([^>]*) -->")
+MARKED = re.compile(rf"({INTERVAL}(?: %[\w %]*)?)<!-- (finding|gain|overall): ([^>]*) -->")
 WEB = "c4"
 
 pytestmark = pytest.mark.skipif(not EVIDENCE.exists(), reason="no evidence has been packed yet")
@@ -71,6 +73,37 @@ def gains() -> dict[tuple[str, ...], str]:
     table = gain_table(frame, {"source": WEB})
     texts = with_interval(table, "+.1f", scale=100).str.replace(NO_BREAK, " ") + " %"
     return dict(zip(table[["source", "label", "capability"]].itertuples(index=False, name=None), texts, strict=True))
+
+
+@cache
+def league() -> pd.DataFrame:
+    """Rows of every strategy that was measured as those behind C12 were: same items, same texts that judge layers."""
+    behind = {cell for finding in parts("C12") for cell in finding.cells}
+    cells = PackedCells((EVIDENCE / "cells.parquet").read_bytes())
+
+    def place(key: str) -> str:
+        facts = dict(labels()[key]["key"])
+        spec = facts.pop("spec", None) or {}
+        return json.dumps([facts | {"calibration": None}, spec.get("method")], sort_keys=True)
+
+    wanted = {place(key) for key in behind}
+    draws = {labels()[key]["labels"]["draw"] for key in behind}
+    own = [key for key, one in labels().items() if one.get("labels", {}).get("draw") in draws and place(key) in wanted]
+    return pd.concat(cells[key].frame() for key in own)
+
+
+@cache
+def overall(strategy: str, baseline: str) -> tuple[str, bool]:
+    """Its overall gain as a page writes it, and whether it is told from zero."""
+    frame = league()
+    found = overall_gains(frame[frame["source"].isin([strategy, baseline])], baseline)
+    text = with_interval(found, "+.1f", scale=100).str.replace(NO_BREAK, " ")[0] + " %"
+    return text, bool(found["p_value"][0] < 0.05)
+
+
+@pytest.mark.parametrize(("page", "number", "what"), marked("overall"))
+def test_overall_gains(page, number, what):
+    assert overall(*what)[0] == number, f"{page}.md: {' over '.join(what)}"
 
 
 @pytest.mark.parametrize(("page", "number", "what"), marked("finding"))

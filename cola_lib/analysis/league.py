@@ -181,16 +181,16 @@ def overall_gains(
         found.setdefault(str(name), {})[str(label), str(capability)] = condition(rows, score)
     if baseline not in found:
         raise DataError(f"there is no {competitor} {baseline!r} to compare with; there are {', '.join(found)}")
-    rows = []
+    gains = []
     for name, own in found.items():
         if name == baseline:
             continue
         _check_matched(name, own, baseline, found[baseline])
         gain, least = _overall(own, found[baseline], rng=rng_of(seed, {competitor: name}), level=level, n_boot=n_boot)
-        rows.append({competitor: name, **asdict(gain), "p_value": gain.p_value, "least": least})
-    if not rows:
+        gains.append({competitor: name, **asdict(gain), "p_value": gain.p_value, "least": least})
+    if not gains:
         raise DataError(f"there is no {competitor} beside {baseline!r}")
-    return pd.DataFrame(rows).sort_values("value", ascending=False, kind="stable", ignore_index=True)
+    return pd.DataFrame(gains).sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 Task = tuple[str, str]
