@@ -37,6 +37,9 @@ def main(
     n_samples: Annotated[int, typer.Option(help="Rows of the calibration set.")] = 32,
     seq_len: Annotated[int, typer.Option(help="Tokens of a row, for the walk; compression reads half as many.")] = 512,
     tokens: Annotated[int, typer.Option(help="Tokens evaluated of each capability.")] = 2048,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods of part compress; all by default.", metavar="NAME")
+    ] = None,
     pool: Annotated[int, typer.Option(help="Rows of the streamed pool.")] = 100_000,
 ) -> None:
     """Measure, print, and keep."""
@@ -44,6 +47,8 @@ def main(
     for part in wanted:
         if part not in PARTS:
             raise typer.BadParameter(f"no part {part!r}; there are: {', '.join(PARTS)}")
+    if unknown := set(method or ()) - set(compress.JOBS):
+        raise typer.BadParameter(f"no method {unknown.pop()!r}; there are: {', '.join(compress.JOBS)}")
     report = Report.open(out)
     lm = load_model(model, device=device)
 
@@ -53,7 +58,7 @@ def main(
     runs: dict[str, Callable[[], Any]] = {
         "limits": lambda: limits.measure(lm, rows_of(seq_len // 2), turns),
         "walk": lambda: walk.measure(lm, rows_of(seq_len), turns),
-        "compress": lambda: compress.measure(lm, rows_of(seq_len // 2), turns),
+        "compress": lambda: compress.measure(lm, rows_of(seq_len // 2), turns, methods=method),
         "evaluate": lambda: evaluate.measure(lm, tokens, turns),
         "select": lambda: selection.measure(lm, 3 * n_samples // 2, seq_len // 2, pool, turns),
         "scaling": lambda: scaling.measure(min(turns, 2)),
@@ -65,7 +70,7 @@ def main(
         found: list[Row] = []
         for rows, series in pieces(runs[part]()):
             found += rows
-            report.put(part, about, found, series)
+            report.put(part, about, found, series, add=part == "compress" and bool(method))
             show(rows)
     missed = [row for row in report.rows if row.met is False]
     aimed = [row for row in report.rows if row.met is not None]

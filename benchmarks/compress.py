@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,13 +56,15 @@ def ours(lm: LanguageModel, rows: CalibrationSet, method: str) -> float:
     return clock(lm) - began
 
 
-def against_tool(lm: LanguageModel, rows: CalibrationSet, held_out: CalibrationSet, turns: int) -> Iterator[list[Row]]:
+def against_tool(
+    lm: LanguageModel, rows: CalibrationSet, held_out: CalibrationSet, turns: int, methods: Sequence[str] = tuple(JOBS)
+) -> Iterator[list[Row]]:
     """Both tools on the same rows, in turns, each in its own process; and what comes out of both. Method by method."""
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         lm.save(folder / "dense")
         save_file({"input_ids": rows.input_ids}, folder / "tokens.safetensors")
-        for method in JOBS:
+        for method in methods:
             job = {
                 "method": method,
                 "batch_size": 8,
@@ -206,9 +208,11 @@ def solver(lm: LanguageModel, statistics: LayerStatistics, turns: int) -> list[R
     return [ratio_row("compress", ours_, theirs, times)]
 
 
-def by_itself(lm: LanguageModel, rows: CalibrationSet, turns: int) -> Iterator[list[Row]]:
+def by_itself(
+    lm: LanguageModel, rows: CalibrationSet, turns: int, methods: Sequence[str] = tuple(JOBS)
+) -> Iterator[list[Row]]:
     """Each method against the forward pass alone, where there is no other tool."""
-    for method in JOBS:
+    for method in methods:
         name = f"{method}, compressed inputs"
 
         def run_ours(method: str = method) -> float:
@@ -219,14 +223,27 @@ def by_itself(lm: LanguageModel, rows: CalibrationSet, turns: int) -> Iterator[l
         yield [ratio_row("compress", name, FORWARD, times)]
 
 
-def measure(lm: LanguageModel, rows: CalibrationSet, turns: int, held_out_rows: int = 16) -> Iterator[list[Row]]:
-    """All of the above, bit by bit; llm-compressor's rows only where its environment is there."""
+def measure(
+    lm: LanguageModel,
+    rows: CalibrationSet,
+    turns: int,
+    held_out_rows: int = 16,
+    methods: Sequence[str] | None = None,
+) -> Iterator[list[Row]]:
+    """All of the above, bit by bit; llm-compressor's rows only where its environment is there.
+
+    Some methods by name are measured alone, without what needs all of them.
+    """
+    named = methods or tuple(JOBS)
     held_out = calibration_set(["wikipedia"], lm.tokenizer, n_samples=held_out_rows, seq_len=256, seed=1)
     if not TOOL.exists():
         print(f"  {TOOL} is missing, so nothing is compared to llm-compressor: `make interop` makes it")
     compared: list[Row] = []
-    for some in against_tool(lm, rows, held_out, turns) if TOOL.exists() else by_itself(lm, rows, turns):
+    tool = TOOL.exists()
+    for some in against_tool(lm, rows, held_out, turns, named) if tool else by_itself(lm, rows, turns, named):
         compared += some
         yield some
+    if methods:
+        return
     yield grid(lm, rows, turns, compared)
     yield solver(lm, collect_statistics(lm, rows.rows(0, 4), progress=False), max(turns, 3))

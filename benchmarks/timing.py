@@ -98,10 +98,21 @@ class Report:
         kept = json.loads(path.read_text())
         return cls(path, kept["about"], [Row(**row) for row in kept["rows"]], kept["series"])
 
-    def put(self, part: str, about: dict[str, Any], rows: Iterable[Row], series: Iterable[dict[str, Any]] = ()) -> None:
-        """Replace a part, and write the file."""
+    def put(
+        self,
+        part: str,
+        about: dict[str, Any],
+        rows: Iterable[Row],
+        series: Iterable[dict[str, Any]] = (),
+        *,
+        add: bool = False,
+    ) -> None:
+        """Replace a part, or with ``add`` only those of its rows that were measured again, and write the file."""
+        rows = list(rows)
+        again = {(row.what, row.against) for row in rows}
+        stay = [row for row in self.rows if row.part != part or (add and (row.what, row.against) not in again)]
         self.about[part] = about
-        self.rows = [row for row in self.rows if row.part != part] + list(rows)
+        self.rows = stay + rows
         self.series = [point for point in self.series if point["part"] != part] + list(series)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
