@@ -291,7 +291,7 @@ def _interpreter() -> str:
 
 def _work(readable: list[str]) -> str:
     """Name the folder to work in: the usual one for files that do not stay, unless the interpreter lies there."""
-    return "/work" if any(path == "/tmp" or path.startswith("/tmp/") for path in readable) else "/tmp"
+    return "/work" if any(Path(path).is_relative_to("/tmp") for path in readable) else "/tmp"
 
 
 @cache
