@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -143,7 +143,9 @@ def labels_of(lm: LanguageModel, rows: CalibrationSet, max_perplexity: float | N
     return labels
 
 
-def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progress: bool = True) -> TuneReport:
+def finetune(
+    lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, keep_zeros: bool = True, progress: bool = True
+) -> TuneReport:
     """Train adapters on every linear layer of the blocks, and fold them into the weights.
 
     Parameters
@@ -154,6 +156,9 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
         What to train on.
     spec : TuneSpec
         How.
+    keep_zeros : bool
+        Whether a weight of zero was pruned and has to stay there. Leave it out for a quantized model, whose grid has a
+        zero like any other value: training then costs half of it.
     progress : bool
         Show a bar over steps.
 
@@ -170,9 +175,9 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
 
     Notes
     -----
-    Where a weight is zero, it was pruned: the adapter's product is multiplied by the mask of the other weights, in
-    training and when it is folded in, so that a sparse model stays as sparse as it was. A quantized weight leaves its
-    grid by what the adapter adds, as it does when an adapter is kept beside it.
+    With ``keep_zeros`` the adapter's product is multiplied by the mask of the other weights, in training and when it is
+    folded in, so that a sparse model stays as sparse as it was. A quantized weight leaves its grid by what the adapter
+    adds, as it does when an adapter is kept beside it.
 
     Examples
     --------
@@ -212,17 +217,18 @@ def finetune(lm: LanguageModel, rows: CalibrationSet, spec: TuneSpec, *, progres
         layers: dict[str, Any] = {
             name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)
         }
-        masks = {name: module.get_base_layer().weight != 0 for name, module in layers.items()}
-        handles = [module.register_forward_hook(_masked(masks[name])) for name, module in layers.items()]
+        masks: dict[str, Tensor] = {}
+        if keep_zeros:
+            for name, module in layers.items():
+                masks[name] = module.get_base_layer().weight != 0
+                module.forward = partial(_masked, module, masks[name])  # in place of the adapter's own, not after it
         try:
             losses = _train(adapted, rows, labels, spec, lm.device, progress)
-            folded = {
-                id(module.get_base_layer()): module.get_delta_weight("default").detach() * masks[name]
-                for name, module in layers.items()
-            }
+            folded = {}
+            for name, module in layers.items():
+                delta = module.get_delta_weight("default").detach()
+                folded[id(module.get_base_layer())] = delta * masks[name] if keep_zeros else delta
         finally:
-            for handle in handles:
-                handle.remove()
             lm.model = cast(PreTrainedModel, adapted.unload())
     trained = sum(p.numel() for module in layers.values() for p in _adapter(module))
     for index, block in enumerate(lm.blocks):
@@ -241,14 +247,10 @@ def _adapter(module: Any) -> list[Tensor]:
     return [*module.lora_A["default"].parameters(), *module.lora_B["default"].parameters()]
 
 
-def _masked(mask: Tensor) -> Callable[..., Tensor]:
-    """Make a hook that computes with the adapter's product behind a mask."""
-
-    def hook(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        base = module.get_base_layer()
-        return nn.functional.linear(inputs[0], base.weight + mask * module.get_delta_weight("default"), base.bias)
-
-    return hook
+def _masked(module: Any, mask: Tensor, x: Tensor) -> Tensor:
+    """Output of an adapted layer whose adapter's product is behind a mask."""
+    base = module.get_base_layer()
+    return nn.functional.linear(x, base.weight + mask * module.get_delta_weight("default"), base.bias)
 
 
 def _train(

@@ -27,7 +27,7 @@ REVISIONS: dict[str, int] = {
     "smoothquant": 1,
     "input_rounding": 1,
     "joint_lowrank": 1,
-    "finetune": 1,
+    "finetune": 2,
     # what is measured afterwards
     "suite": 1,
     "likelihood": 2,

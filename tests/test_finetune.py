@@ -43,6 +43,28 @@ def test_the_model_computes_what_was_trained():
     assert float(folded) == pytest.approx(report.losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("keep_zeros", [True, False])
+def test_zeros_of_a_quantized_model_may_be_trained(keep_zeros):
+    """A grid has a zero like any other value: nothing was pruned there."""
+    lm, texts = tiny_language_model(), rows((12, 12))
+    with restored(lm):
+        compress(lm, method_spec("rtn", bits=2), progress=False)
+        weight = lm.blocks[0].mlp.down_proj.weight
+        zero = weight == 0
+        finetune(lm, texts, QUICK, keep_zeros=keep_zeros, progress=False)
+        assert zero.any() and bool((lm.blocks[0].mlp.down_proj.weight[zero] == 0).all()) == keep_zeros
+
+
+def test_both_ways_are_the_same_where_nothing_is_zero():
+    lm, texts = tiny_language_model(), rows((12, 12))
+    assert not any((lm.blocks[0].get_parameter(f"{n}.weight") == 0).any() for n in lm.architecture.layers)
+    with restored(lm):
+        masked = finetune(lm, texts, QUICK, keep_zeros=True, progress=False)
+    with restored(lm):
+        plain = finetune(lm, texts, QUICK, keep_zeros=False, progress=False)
+    assert masked.losses == pytest.approx(plain.losses, rel=1e-4) and masked.losses[0] != masked.losses[-1]
+
+
 def test_the_same_seed_gives_the_same_weights_and_the_global_generator_is_left_alone():
     lm, texts = tiny_language_model(), rows()
     state = torch.random.get_rng_state()

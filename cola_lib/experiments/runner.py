@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.compress import CompressionReport, Spec, compress, restored, settle
+from cola_lib.compress import CompressionReport, PruneSpec, Spec, compress, restored, settle
 from cola_lib.errors import EvidenceError, SpecError, UnknownNameError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
@@ -468,7 +468,8 @@ class _Grid:
                         progress=False,
                     )
                     if self._tune is not None:
-                        finetune(self._lm, self._tune.rows, self._tune.spec, progress=False)
+                        pruned = isinstance(cell.spec, PruneSpec)
+                        finetune(self._lm, self._tune.rows, self._tune.spec, keep_zeros=pruned, progress=False)
                 scores = pd.DataFrame()
                 if self._suite is not None:
                     scores = evaluate(self._lm, self._suite, reference=reference, progress=False)
