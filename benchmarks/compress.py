@@ -29,7 +29,13 @@ JOBS = {
     "wanda": {"sparsity": 0.5},
     "sparsegpt": {"sparsity": 0.5, "damp": 0.01},
     "gptq": {"bits": 4, "group_size": GROUP, "symmetric": True, "damp": 0.01},
-    "awq": {"bits": 4, "group_size": GROUP, "symmetric": True, "n_grid": 20},
+    "awq": {
+        "bits": 4,
+        "group_size": GROUP,
+        "symmetric": True,
+        "n_grid": 20,
+        "duo_scaling": True,
+    },  # as theirs by default
 }
 
 TARGETS = {"wanda": 0.8, "sparsegpt": 0.7, "gptq": 0.7, "awq": 0.25}

@@ -14,8 +14,7 @@ from PIL import Image
 
 from cola_lib import figures
 from cola_lib.analysis import retention_table
-from cola_lib.compress import method_spec
-from cola_lib.experiments import ResultStore
+from cola_lib.experiments import ResultStore, as_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "evidence" / "cells.parquet"
@@ -29,7 +28,7 @@ def grid(frame: pd.DataFrame) -> pd.DataFrame:
     asked = yaml.safe_load((ROOT / "notebooks" / "profiles" / "standard.yml").read_text())["notebooks"][
         "02_data_source"
     ]
-    labels = {method_spec(**method).label for method in asked["methods"]}
+    labels = {as_spec(method).label for method in asked["methods"]}
     plain = frame[["split_rows", "repeat"]].isna().all(axis=1) if "split_rows" in frame else True
     cells = frame[
         frame["source"].isin(asked["sources"])

@@ -47,7 +47,7 @@ RECIPES = {
         GPTQModifier(config_groups=weights(job), dampening_frac=job["damp"], ignore=HEAD, actorder=None)
     ],
     "awq": lambda job: [
-        AWQModifier(n_grid=job["n_grid"]),
+        AWQModifier(n_grid=job["n_grid"], duo_scaling=job["duo_scaling"]),
         QuantizationModifier(config_groups=weights(job), ignore=HEAD),
     ],
 }

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cola_lib.analysis import Finding, gain_table, overall_gains, with_interval
+from cola_lib.analysis import Finding, gain_table, holm, overall_gains, with_interval
 from cola_lib.analysis.text import NO_BREAK
 from cola_lib.experiments.packed import PackedCells
 from cola_lib.verdicts import recorded
@@ -77,7 +77,7 @@ def gains() -> dict[tuple[str, ...], str]:
 
 @cache
 def league() -> pd.DataFrame:
-    """Rows of every strategy that was measured as those behind C12 were: same items, same texts that judge layers."""
+    """Rows of every strategy that was measured as those behind C12 were: same items, deployment, texts that judge."""
     behind = {cell for finding in parts("C12") for cell in finding.cells}
     cells = PackedCells((EVIDENCE / "cells.parquet").read_bytes())
 
@@ -88,8 +88,13 @@ def league() -> pd.DataFrame:
 
     wanted = {place(key) for key in behind}
     draws = {labels()[key]["labels"]["draw"] for key in behind}
-    own = [key for key, one in labels().items() if one.get("labels", {}).get("draw") in draws and place(key) in wanted]
-    return pd.concat(cells[key].frame() for key in own)
+    deployments = {labels()[key]["labels"].get("target") for key in behind} | {None}
+
+    def belongs(key: str) -> bool:
+        own = labels()[key].get("labels", {})
+        return own.get("draw") in draws and own.get("target") in deployments and place(key) in wanted
+
+    return pd.concat(cells[key].frame() for key in labels() if belongs(key))
 
 
 @cache
@@ -131,6 +136,25 @@ def test_there_are_marks_and_no_interval_is_without_one():
 # ------------------------------------------------------------------- what the pages say without a number
 
 
+def test_who_is_ahead_in_the_league():
+    page = "summary.md: Which way of choosing is best?"
+    web = f"random(source={WEB})"
+    table = overall_gains(league(), web).set_index("source")
+    best = table.index.drop("proxy")[0]
+    assert table.index[0] == "proxy" and best == "centroid_distance", page
+    assert not overall("proxy", best)[1] and not overall("proxy", "uniform_mix")[1] and overall("proxy", "cola")[1], (
+        page
+    )
+    rest = [name for name in [*table.index, web] if name != "proxy"]
+    frame = league()
+    p = {s: overall_gains(frame[frame["source"].isin(["proxy", s])], s)["p_value"][0] for s in rest}
+    assert holm(pd.Series(p))["cola"] >= 0.05, f"{page}: after correction it is ahead of COLA"
+    own = gain_table(frame[frame["source"].isin(["proxy", web])], {"source": web}, draws="paired")
+    mean = own.groupby("capability")["value"].mean()
+    assert set(mean.nlargest(2).index) == {"code", "math"} and mean["language"] < 0, page
+    assert own.groupby("label")["value"].mean().idxmax().startswith("gptq"), page
+
+
 def test_no_gain_of_wanda_or_awq_from_more_samples():
     own = [finding for finding in parts("C2") if finding.part.startswith(("wanda", "awq"))]
     assert len(own) > 4 and all(finding.low < 0 < finding.high for finding in own), "summary.md: How much?"
@@ -169,7 +193,9 @@ def test_limits_of_the_evidence():
     (held_out,) = parts("C11")
     n_sources = int(re.search(r"(\d+) sources", held_out.note)[1])
     assert f"rest on {words[n_sources]}<!-- sources --> of them" in page
-    drawn = {f.n_draws for f in findings().values()}
+    fewer = [f for f in findings().values() if f.n_draws == 2]
+    assert fewer and all(f.claim == "C19" or "training" in f.part for f in fewer), "limits.md: what two pools were"
+    drawn = {f.n_draws for f in findings().values() if f not in fewer}
     assert drawn == {3} and "- **Three draws** are few" in page and "three disjoint draws" in PAGES["summary"]
     devices = {about["device"] for about in labels().values()}
     assert devices == {"cpu"}, "limits.md says that no result of the evidence is a GPU's"
