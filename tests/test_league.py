@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from scipy import stats
 
 from cola_lib import figures
@@ -119,6 +120,18 @@ def test_groups_join_what_is_not_told_apart():
     assert _groups(np.array([1.0, 1.5, 2.0, 4.0, 4.2]), 1.2) == [(0, 2), (3, 4)]
     assert _groups(np.array([1.0, 2.0, 3.0]), 1.5) == [(0, 1), (1, 2)]
     assert _groups(np.array([1.0, 3.0, 5.0]), 1.0) == []
+
+
+def test_names_in_the_picture_of_costs_do_not_meet():
+    near = np.linspace(9.0, 10.0, 6)
+    names = [f"a strategy with number {i}" for i in range(6)]
+    table = pd.DataFrame({"source": names, "seconds": 100 + near, "value": near, "low": near - 3, "high": near + 3})
+    figure = figures.cost_benefit(pd.concat([table, table.assign(seconds=0.01)]), xlabel="x", ylabel="y")
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to their points
+    assert len(boxes) == 12 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    frame = figure.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
 
 def test_figures_show_every_competitor():

@@ -6,7 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+NAME_SIZE = 8.0
+"""Of names in a plot, in points."""
+
+WIDTH_OF_A_LETTER = 0.62
+"""Of the size, on average, rounded up."""
 
 
 def critical_difference(table: pd.DataFrame, critical: float, *, row: str = "source") -> Figure:
@@ -97,11 +104,40 @@ def cost_benefit(table: pd.DataFrame, *, xlabel: str, ylabel: str, row: str = "s
     color = sns.color_palette("colorblind")[0]
     error = np.abs(table[["low", "high"]].to_numpy() - table["value"].to_numpy()[:, None]).T
     axis.errorbar(table["seconds"], table["value"], yerr=error, fmt="o", color=color, elinewidth=0.8, alpha=0.8)
-    for each in table.itertuples():
-        axis.annotate(
-            getattr(each, row), (each.seconds, each.value), xytext=(5, 4), textcoords="offset points", fontsize=8
-        )
     axis.axhline(0, color="0.6", linewidth=1)
     axis.set_xscale("log")
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    low, high = axis.get_xlim()
+    share = NAME_SIZE * WIDTH_OF_A_LETTER * table[row].astype(str).str.len().max() / (72 * figure.get_figwidth() - 60)
+    axis.set_xlim(low, high * (high / low) ** (share / (1 - share)))  # room for the longest name beside the slowest
+    _name_points(axis, table, row)
     return figure
+
+
+def _name_points(axis: Axes, table: pd.DataFrame, row: str) -> None:
+    """Write each name beside its point; where two would meet, the lower one moves down and gets a line to its point."""
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()  # places in points are known only then
+    scale = 72 / figure.dpi
+    places = axis.transData.transform(table[["seconds", "value"]].to_numpy(dtype=float)) * scale
+    taken: list[tuple[float, float, float]] = []  # left, right and baseline of the names that are written
+    for i in np.argsort(-places[:, 1], kind="stable"):
+        name = str(table[row].iloc[i])
+        left, at = places[i, 0] + 6, places[i, 1] + 4
+        right = left + NAME_SIZE * WIDTH_OF_A_LETTER * len(name)
+        while clash := [y for a, b, y in taken if a < right and left < b and abs(y - at) < NAME_SIZE + 1]:
+            at = min(clash) - NAME_SIZE - 1.5
+        taken.append((left, right, at))
+        moved = at < places[i, 1] - NAME_SIZE
+        label = axis.annotate(
+            name,
+            tuple(table[["seconds", "value"]].iloc[i]),
+            xytext=(6, at - places[i, 1]),
+            textcoords="offset points",
+            fontsize=NAME_SIZE,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+            if moved
+            else None,
+        )
+        label.set_in_layout(False)  # or the axes would shrink, and the points move
