@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
@@ -53,6 +54,15 @@ RECIPES = {
 }
 
 
+@torch.no_grad()
+def round_weights(model):
+    """Round what the tool rounds only while it runs: its AWQ leaves scaled weights and a grid beside them."""
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.weights is not None:
+            module.weight.copy_(forward_quantize(module, module.weight, "weight", scheme.weights))
+
+
 def main(checkpoint, tokens, out, job_text):
     job = json.loads(job_text)
     torch.set_num_threads(job["threads"])
@@ -71,6 +81,7 @@ def main(checkpoint, tokens, out, job_text):
     began = clock()
     oneshot(model=model, recipe=RECIPES[job["method"]](job), dataset=loader)
     seconds = clock() - began
+    round_weights(model)
     found = model.state_dict()
     plain.load_state_dict({name: found[name] for name in plain.state_dict()})
     plain.save_pretrained(out)

@@ -25,6 +25,9 @@ TARGET_ROWS = 32
 MANY = 20_000
 """Above so many candidates clusters are found on batches of them."""
 
+PART = 4096
+"""Candidates whose distances are computed at a time."""
+
 
 @dataclass(frozen=True)
 class Brief:
@@ -371,18 +374,25 @@ def nearest_to_centres(vectors: np.ndarray, n_clusters: int, seed: int, *, n_ini
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
-    distinct = len(np.unique(vectors, axis=0))
-    if distinct < n_clusters:
+    different: set[bytes] = set()
+    for vector in vectors:
+        different.add((vector + 0.0).tobytes())  # both zeros are one
+        if len(different) == n_clusters:
+            break
+    else:
         raise DataError(
-            f"{len(vectors):,} candidates, {distinct:,} of them different, cannot make {n_clusters:,} clusters: ask "
-            "for fewer rows or add a source"
+            f"{len(vectors):,} candidates, {len(different):,} of them different, cannot make {n_clusters:,} clusters: "
+            "ask for fewer rows or add a source"
         )
     if len(vectors) > MANY:
-        clustering = MiniBatchKMeans(n_clusters, n_init=n_init, random_state=seed, batch_size=4096)
+        clustering = MiniBatchKMeans(n_clusters, n_init=n_init, random_state=seed, batch_size=PART)
     else:
         clustering = KMeans(n_clusters, n_init=n_init, random_state=seed)
     labels = clustering.fit_predict(vectors)
-    distance = np.square(vectors - clustering.cluster_centers_[labels]).sum(1)
+    distance = np.empty(len(vectors), dtype=vectors.dtype)
+    for at in range(0, len(vectors), PART):  # no second array of the size of the pool
+        part = slice(at, at + PART)
+        distance[part] = np.square(vectors[part] - clustering.cluster_centers_[labels[part]]).sum(1)
     order = np.lexsort((distance, labels))
     first = order[np.unique(labels[order], return_index=True)[1]]
     sizes = np.bincount(labels, minlength=n_clusters)[labels[first]]

@@ -159,10 +159,14 @@ def choose_placed(
     DataError
         As in :func:`select_streaming`.
     """
-    parts = list(placed)
-    if not parts:
+    vectors = np.empty((0, 0), dtype=np.float32)
+    for part in placed:
+        held = len(vectors)
+        vectors.resize((held + len(part), part.shape[1]), refcheck=False)  # in place: joined later, they are twice
+        vectors[held:] = part
+    if not len(vectors):
         raise DataError("the pool has no candidates; add samples or ask for shorter rows")
-    wanted = set(nearest_to_centres(np.concatenate(parts), n_samples, seed))
+    wanted = set(nearest_to_centres(vectors, n_samples, seed))
     everything = (candidate for shard in shards for candidate in shard())
     taken = [candidate for position, candidate in enumerate(everything) if position in wanted]
     return replace(Rows.of(taken, tokenizer, name="cola", seq_len=seq_len).tokens, seed=seed)
