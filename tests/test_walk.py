@@ -106,6 +106,26 @@ def test_the_next_block_reads_what_propagate_says(propagate):
         torch.testing.assert_close(seen[1].double(), expected.T @ expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_pass_whose_outputs_nobody_reads_stops_at_the_last_input_and_has_seen_all(model_type):
+    lm, calibration = tiny_language_model(model_type), rows((12, 7, 1, 9, 3))
+    expected = collect_statistics(lm, calibration, batch_size=2, progress=False)
+    last = lm.architecture.groups[-1].layers[-1]
+    ran = []
+    for block in lm.blocks:
+        block.get_submodule(last).register_forward_hook(lambda *_: ran.append(1))
+    for step in walk(lm, calibration, propagate="compressed", batch_size=2, progress=False):
+        for group, stats in step.statistics.items():
+            of_all = expected[step.index, group]
+            torch.testing.assert_close(stats.gram, of_all.gram, rtol=1e-5, atol=1e-5)
+            assert stats.n_tokens == of_all.n_tokens == calibration.n_tokens
+            for layer in next(g for g in lm.architecture.groups if g.name == group).layers:
+                W, name = step.block.get_submodule(layer).weight, f"{step.name}.{layer}"
+                assert stats.energy_of(name, W) == pytest.approx(of_all.energy_of(name, W), rel=1e-4)
+    # Three batches: once in each block but the last, for the next one to read.
+    assert len(ran) == 3 * (len(lm.blocks) - 1)
+
+
 def test_batch_size_is_of_no_consequence():
     lm = tiny_language_model("gemma2")
     one = collect_statistics(lm, rows((12, 3, 8, 12, 12)), batch_size=1, progress=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -132,11 +132,23 @@ def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Te
     return output.to(batch.hidden.device)
 
 
+class _AllSeen(Exception):  # noqa: N818 - it is no error
+    """Every input of a block has been seen, and nobody will read its output."""
+
+
+def _stop(*_: object) -> None:
+    raise _AllSeen
+
+
 @contextmanager
 def _watched(
-    lm: LanguageModel, name: str, block: nn.Module, current: list[Batch], gram: bool
+    lm: LanguageModel, name: str, block: nn.Module, current: list[Batch], *, gram: bool, whole: bool
 ) -> Iterator[dict[str, InputStatistics] | dict[str, ChannelStatistics]]:
-    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
+    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch.
+
+    Unless the ``whole`` block is to run, it is left with :class:`_AllSeen` at the input of its last layers, which are
+    a quarter of its arithmetic.
+    """
     statistics: dict[str, Any] = {}
 
     def real(tensor: Tensor) -> Tensor:
@@ -167,7 +179,9 @@ def _watched(
             first, weight = block.get_submodule(group.layers[0]), block.get_parameter(f"{group.layers[0]}.weight")
             stats = statistics[group.name] = kind.empty(weight.shape[1], weight.device)
             undo.callback(watch_input(first, stats))
-            if isinstance(stats, InputStatistics):
+            if not whole and group is lm.architecture.groups[-1]:
+                undo.callback(first.register_forward_pre_hook(_stop).remove)
+            elif isinstance(stats, InputStatistics):
                 for layer in group.layers:
                     undo.callback(watch_output(layer, stats))
         yield statistics
@@ -219,7 +233,7 @@ def walk(
     propagate : {"original", "compressed"}
         What the next block reads. ``"original"``: this block's output as it was when the walk arrived, so one
         walk serves every method. ``"compressed"``: its output after the consumer's changes, at the cost of
-        a second pass, as in the papers' own code.
+        a second pass, as in the papers' own code; the first then ends at the input of each block's last layers.
     gram : bool
         Gather the Gram matrix of each input. Without it there are :class:`ChannelStatistics` only, which cost next to
         nothing beside the pass, and are enough for some methods: see ``reads_gram`` of their specifications.
@@ -258,12 +272,11 @@ def walk(
         name = lm.block_name(index)
         with lm.resident(index) as block:
             current: list[Batch] = [batches[0]]
-            with _watched(lm, name, block, current, gram) as statistics:
+            with _watched(lm, name, block, current, gram=gram, whole=propagate == "original") as statistics:
                 for batch in batches:
                     current[0] = batch
-                    output = _run(block, index, batch, lm.device)
-                    if propagate == "original":
-                        batch.hidden = output
+                    with suppress(_AllSeen):
+                        batch.hidden = _run(block, index, batch, lm.device)
             for group in lm.architecture.groups:
                 statistics[group.name].check(f"{name}.{group.layers[0]}")
             yield BlockStep(index, name, block, statistics)
