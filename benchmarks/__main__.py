@@ -25,6 +25,7 @@ def show(rows: list[Row]) -> None:
         print(
             f"  {said} {row.ratio:7.2f} [{row.low:.2f}, {row.high:.2f}] {aim:8} {row.what} : {row.against}"
             + (f"  ({row.note})" if row.note else "")
+            + (f"\n{'':9}limited by {row.limited_by}" if row.met is False else "")
         )
 
 

@@ -35,6 +35,13 @@ assert set(JOBS) <= set(METHODS)
 
 SECONDS_EACH, SECONDS_ALL, BYTES = 180.0, 300.0, 40e9
 
+LIMITS = {
+    "wanda": "two passes over the set",
+    "sparsegpt": "two passes over the set, and a sweep that takes columns one after the other",
+    "gptq": "two passes over the set, and a sweep that takes columns one after the other",
+    "awq": "its trials: a product of the weight's size with the Gram matrix for each",
+}
+
 
 def random_llama(layers: int) -> LanguageModel:
     """LLaMA-3-8B's shape, random, in bfloat16 on the GPU."""
@@ -44,12 +51,15 @@ def random_llama(layers: int) -> LanguageModel:
     return LanguageModel(model, None, "random-llama-3-8b", architecture_of(config))
 
 
-def limit_row(what: str, value: float, target: float, unit: str, note: str = "") -> Row:
+def limit_row(what: str, value: float, target: float, unit: str, limited_by: str, note: str = "") -> Row:
     """Compare an absolute number to its limit."""
     share = value / target
     told = f"{value:,.1f} {unit}" + (f"; {note}" if note else "")
     seconds = value if unit == "s" else 0.0
-    return Row("gpu", what, f"{target:g} {unit}", share, share, share, seconds, 1, target=1.0, note=told)
+    return Row(
+        "gpu", what, f"{target:g} {unit}", share, share, share, seconds, 1,
+        target=1.0, note=told, limited_by=limited_by,
+    )  # fmt: skip
 
 
 def all_from_one_walk(lm: LanguageModel, rows: CalibrationSet) -> None:
@@ -72,18 +82,23 @@ def measure(layers: int = 32, n_samples: int = 128, seq_len: int = 2048) -> tupl
         del step
     seconds = clock(lm) - began
     flops = linear_flops(lm) * rows.n_tokens / seconds / 1e12
-    found.append(limit_row("walk", seconds, SECONDS_EACH, "s", f"{flops:,.0f} TFLOP/s of {peak:,.0f} in a GEMM"))
+    reached = f"{flops:,.0f} TFLOP/s of {peak:,.0f} in a GEMM"
+    found.append(limit_row("walk", seconds, SECONDS_EACH, "s", "Gram matrices, which are summed in float32", reached))
     for method, options in JOBS.items():
         with restored(lm):
             began = clock(lm)
             compress(
                 lm, method_spec(method, **options), rows, propagate="compressed", layer_errors=False, progress=False
             )
-            found.append(limit_row(f"{method}, end to end", clock(lm) - began, SECONDS_EACH, "s"))
+            found.append(limit_row(f"{method}, end to end", clock(lm) - began, SECONDS_EACH, "s", LIMITS[method]))
     began = clock(lm)
     all_from_one_walk(lm, rows)
-    found.append(limit_row("four methods, one walk", clock(lm) - began, SECONDS_ALL, "s"))
-    found.append(limit_row("peak memory", torch.cuda.max_memory_allocated() / 1e9, BYTES / 1e9, "GB"))
+    found.append(
+        limit_row("four methods, one walk", clock(lm) - began, SECONDS_ALL, "s", "the solutions, not the walk")
+    )
+    peak_memory = torch.cuda.max_memory_allocated() / 1e9
+    limit = "the model, the states of all tokens, and one block's Gram matrices, beside each other"
+    found.append(limit_row("peak memory", peak_memory, BYTES / 1e9, "GB", limit))
     return found, {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "layers": layers}
 
 

@@ -132,6 +132,11 @@ def measure(repeats: int = 2) -> tuple[list[Row], list[dict[str, Any]]]:
                         seconds=points[-1]["seconds"],
                         turns=repeats,
                         target=most + SLACK,
+                        limited_by=(
+                            "caches, which a larger problem outgrows"
+                            if kind == "seconds"
+                            else f"the allocator, at a peak of {points[-1]['bytes'] / 1e6:,.0f} MB"
+                        ),
                     )
                 )
     return rows, series

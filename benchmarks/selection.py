@@ -59,8 +59,9 @@ def speed(lm: LanguageModel, n_rows: int, seq_len: int, turns: int) -> list[Row]
         lm,
     )
     note = f"{len(rows)} rows, {rows.tokens.n_tokens:,} tokens"
+    limit = "pooling: the states behind every block are read once more"
     return [
-        ratio_row("select", STAGE, FORWARD, times, target=1.15, note=note),
+        ratio_row("select", STAGE, FORWARD, times, target=1.15, note=note, limited_by=limit),
         ratio_row("select", STAGE, RECIPE, times, note=note),
     ]
 
@@ -105,6 +106,7 @@ def large_pool(n: int) -> list[Row]:
             turns=1,
             target=1.5,
             note=note,
+            limited_by=f"the vector of 64 numbers that each candidate keeps, {256 * n / 1e6:,.0f} MB of {n:,}",
         )
     ]
 

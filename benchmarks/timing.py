@@ -46,7 +46,9 @@ class Row:
     at_most : bool
         Which of the two.
     note : str
-        What limits it, or what one has to know.
+        What one has to know.
+    limited_by : str
+        What keeps it from being better: asked for wherever there is a target, told where that is missed.
     """
 
     part: str
@@ -60,6 +62,11 @@ class Row:
     target: float | None = None
     at_most: bool = True
     note: str = ""
+    limited_by: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target is not None and not self.limited_by:
+            raise ValueError(f"{self.what}: a row with a target says what limits it")
 
     @property
     def met(self) -> bool | None:

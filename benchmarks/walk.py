@@ -29,6 +29,6 @@ def measure(lm: LanguageModel, rows: CalibrationSet, turns: int) -> list[Row]:
     )
     target = 1.25 if lm.device.type == "cuda" else 1.7
     return [
-        ratio_row("walk", every, FORWARD, times, target=target),
+        ratio_row("walk", every, FORWARD, times, target=target, limited_by="the pass, and half of each Gram matrix"),
         ratio_row("walk", channels, FORWARD, times),
     ]
