@@ -7,6 +7,9 @@ docstring or a new release of the package leaves them alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 REVISIONS: dict[str, int] = {
     # what a calibration set consists of
     "split": 1,
@@ -49,3 +52,28 @@ def revisions(*names: str) -> dict[str, int]:
         If a name has no revision: an algorithm without one must not shape a stored number.
     """
     return {name: REVISIONS[name] for name in sorted(names)}
+
+
+def outdated(facts: Mapping[str, Any]) -> list[str]:
+    """Names of the algorithms that have a higher number today than where they are recorded.
+
+    Parameters
+    ----------
+    facts : mapping
+        What a fingerprint was made of. Revisions may lie at any depth of it; those of algorithms that are not known
+        here, as a method of somebody's own may be, are let pass.
+
+    Returns
+    -------
+    list of str
+        Sorted; empty if the numbers would come out the same today.
+    """
+
+    def recorded(part: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                yield from recorded(value)
+            elif isinstance(value, int) and name in REVISIONS:
+                yield name, value
+
+    return sorted({name for name, number in recorded(facts) if number < REVISIONS[name]})

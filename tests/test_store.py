@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from cola_lib.errors import SpecError, StoreError
 from cola_lib.evaluate import with_derived
 from cola_lib.experiments import CellKey, CellResult, ResultStore, cell_key
 from cola_lib.experiments.packed import PackedCells, write_packed
+from cola_lib.revisions import REVISIONS
 
 WANDA = {"method": "wanda", "sparsity": 0.5, "pattern": (2, 4), "revisions": {"wanda": 1}}
 
@@ -337,6 +339,19 @@ def test_a_raised_revision_makes_the_cell_new(monkeypatch):
     before = key().fingerprint
     monkeypatch.setitem(__import__("cola_lib.revisions", fromlist=["x"]).REVISIONS, "likelihood", 99)
     assert key().fingerprint != before
+
+
+def test_cells_of_an_algorithm_that_was_changed_are_not_in_the_table_beside_its_new_ones(store, monkeypatch):
+    tuned = key(spec={**WANDA, "tuned": {"spec": {"steps": 2}, "finetune": 1}}, calibration="c0")
+    store.put(result("c0"))
+    store.put(replace(result("c0"), key=tuned))
+    monkeypatch.setitem(REVISIONS, "finetune", 1)
+    assert tuned.outdated == [] and tuned.fingerprint in set(store.to_frame()["cell"])
+    monkeypatch.setitem(REVISIONS, "finetune", 2)
+    assert tuned.outdated == ["finetune"] and tuned.fingerprint not in set(store.to_frame()["cell"])
+    assert tuned in store and set(store.to_frame()["cell"]) == {key(calibration="c0").fingerprint}
+    monkeypatch.setitem(REVISIONS, "walk", REVISIONS["walk"] + 1)
+    assert tuned.outdated == ["finetune", "walk"] and store.to_frame().empty
 
 
 def test_keys_are_the_same_everywhere_and_forever():

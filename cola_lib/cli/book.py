@@ -112,16 +112,21 @@ def pack(
 ) -> None:
     """Put stored results into one small file, with what the notebooks found beside it, added to what is there.
 
-    What the file holds need not be computed again: give it to a notebook as its parameter packed.
+    What the file holds need not be computed again: give it to a notebook as its parameter packed. Cells of algorithms
+    that were changed since are left out.
     """
     from cola_lib.experiments import ResultStore
     from cola_lib.verdicts import record, recorded
 
     out.mkdir(parents=True, exist_ok=True)
     file = out / "cells.parquet"
-    n_cells = ResultStore(store, packed=[file] if file.exists() else []).pack(file)
+    cells = ResultStore(store, packed=[file] if file.exists() else [])
+    current = [cell.key for cell in cells if not cell.key.outdated]
+    n_outdated = len(cells) - len(current)
+    n_cells = cells.pack(file, current)
     findings = recorded(store)
     for notebook, found in findings.items():
         record(out, notebook, found)
-    typer.echo(f"{n_cells} cells, {file.stat().st_size / 1e6:.1f} MB: {file}")
+    left_out = f"; {n_outdated} left out, whose algorithms have changed since" if n_outdated else ""
+    typer.echo(f"{n_cells} cells, {file.stat().st_size / 1e6:.1f} MB: {file}{left_out}")
     typer.echo(f"findings of {len(findings)} notebooks: {out / 'findings'}")

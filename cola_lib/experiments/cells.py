@@ -16,7 +16,7 @@ import pandas as pd
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import DERIVED, with_derived
 from cola_lib.fingerprint import fingerprint
-from cola_lib.revisions import revisions
+from cola_lib.revisions import outdated, revisions
 
 Label = str | int | float | bool | None
 """What a label may be: plain, so that it can be written and compared."""
@@ -68,6 +68,11 @@ class CellKey:
         if self.targets is None:
             del facts["targets"]  # cells without targets keep the names they had before there were any
         return fingerprint(facts)
+
+    @property
+    def outdated(self) -> list[str]:
+        """Algorithms that were changed since: their numbers would not come out the same today."""
+        return outdated(asdict(self))
 
 
 def cell_key(

@@ -188,9 +188,10 @@ class ResultStore:
         -------
         pandas.DataFrame
             One row per cell and item: ``cell``, the cell's labels, and the columns of
-            :func:`cola_lib.evaluate.evaluate`. Cells that hold no scores are left out. Empty if there is no cell.
+            :func:`cola_lib.evaluate.evaluate`. Cells that hold no scores are left out, and those of algorithms that
+            were changed since, which would stand beside today's under the same labels. Empty if there is no cell.
         """
-        frames = [result.frame() for result in self if "item" in result.scores]
+        frames = [result.frame() for result in self if "item" in result.scores and not result.key.outdated]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     # -- writing
