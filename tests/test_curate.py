@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -141,11 +142,16 @@ def test_sets_are_compared(made, lm):
         "shared_rows": 6,
         "shared_samples": same["shared_samples"],
         "shared_token_types": 1,
-        "token_similarity": 1,
+        "token_overlap": 1,
     }
     other = curate(lm, "random_tokens", ["stories"], n_samples=6, seq_len=32, measured=False)
     apart = compare(made.rows, other.rows)
-    assert apart["shared_rows"] == apart["shared_samples"] == 0 and apart["token_similarity"] < 0.5
+    assert apart["shared_rows"] == apart["shared_samples"] == 0 and apart["token_overlap"] < 0.1
+    part = made.rows.take([0, 1])
+    n_types = int(made.rows.input_ids.max()) + 1
+    counts = [np.bincount(each.input_ids[each.attention_mask], minlength=n_types) for each in (made.rows, part)]
+    expected = sum(min(a / counts[0].sum(), b / counts[1].sum()) for a, b in zip(*counts, strict=True))
+    assert compare(made.rows, part)["token_overlap"] == pytest.approx(expected, abs=1e-4) and 0.1 < expected < 1
 
 
 def test_repeats_are_counted():

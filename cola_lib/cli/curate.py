@@ -156,8 +156,7 @@ def inspect(
     if compared:
         typer.echo(
             f"shared: {compared['shared_rows']:,} rows, {compared['shared_samples']:,} samples, "
-            f"{compared['shared_token_types']:.0%} of all token types; likeness of token frequencies "
-            f"{compared['token_similarity']:.2f} of 1"
+            f"{compared['shared_token_types']:.0%} of all token types, {compared['token_overlap']:.0%} of the tokens"
         )
     if picture is not None:
         typer.echo(f"wrote {picture}")
