@@ -132,6 +132,7 @@ class Visit:
     dark_violations: list[str]
     too_wide: list[str]
     without_alt: list[str]
+    markup: list[str]
 
 
 TOO_WIDE = """() => {
@@ -150,6 +151,15 @@ WITHOUT_ALT = """() => [...document.querySelectorAll("main img")]
   .filter((img) => !(img.alt || "").trim() || /^(?:\\.\\.\\/|_images|data:|.*\\.(?:png|svg)$)/.test(img.alt))
   .map((img) => img.outerHTML.slice(0, 160))"""
 
+MARKUP = r"""() => [...document.querySelectorAll("main p, main li, main dd, main td, main figcaption")]
+  .map((block) => {
+    const text = block.cloneNode(true);
+    text.querySelectorAll("code, pre, script, .math, mjx-container").forEach((part) => part.remove());
+    return text.textContent;
+  })
+  .filter((t) => /`[^`]+`|(^|\s)\*{1,2}[A-Za-z][^*\n]*[A-Za-z]\*{1,2}(?=[\s.,:;)]|$)|\{[a-z]+(:[a-z]+)?\}/.test(t))
+  .map((text) => text.slice(0, 160))"""
+
 
 @pytest.fixture(scope="module")
 def visit(opener) -> Callable[[str], Visit]:
@@ -163,6 +173,7 @@ def visit(opener) -> Callable[[str], Visit]:
         # axe looks at style sheets by requests of its own
         seen = {"requests": [*opened.requests], "failed": [*opened.failed], "console": [*opened.console]}
         found = {"violations": violations(page), "without_alt": page.evaluate(WITHOUT_ALT)}
+        found["markup"] = page.evaluate(MARKUP)
         page.evaluate(THEME, "dark")
         screenshot(page, name, "dark")
         found["dark_violations"] = violations(page, runOnly=["color-contrast"])
@@ -212,6 +223,12 @@ def test_page_fits_a_phone(visit, name):
 @each(PAGES)
 def test_pictures_say_in_words_what_they_show(visit, name):
     assert not visit(name).without_alt
+
+
+@each(PAGES)
+def test_nobody_reads_markup(visit, name):
+    """A text that is glued in is shown as it is, backticks and all."""
+    assert not visit(name).markup
 
 
 # ---------------------------------------------------------------------------------------------- links
