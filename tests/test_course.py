@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from cola_lib import book
+from cola_lib import book, figures
 from cola_lib.compress import METHODS
 from cola_lib.curation import STRATEGIES
 from cola_lib.data import SOURCES
@@ -177,6 +177,21 @@ def test_what_was_done_differently_is_said_of_whatever_has_notes():
     assert {"gptq", "zipcal"} <= noted
     missing = {name for name in noted - {"cola"} if f"`{name}`" not in PAGES["differences"]}
     assert not missing and "## COLA" in PAGES["differences"]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_figure_has_a_caption_and_says_in_words_what_it_shows(name):
+    drawing = {name for name in figures.__all__ if signature_of(name) == "Figure"}
+    assert {"interval_dots", "ratio_dots", "lines"} <= drawing
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code" and drawing & set(re.findall(r"^(?:\w+ = )?figures\.(\w+)\(", cell.source, re.M)):
+            shown = cell.metadata.get("mystnb", {})
+            assert shown.get("figure", {}).get("caption") and shown.get("image", {}).get("alt"), cell.source
+
+
+def signature_of(name: str) -> Any:
+    """What a name of ``cola_lib.figures`` returns, as it is annotated."""
+    return getattr(getattr(figures, name), "__annotations__", {}).get("return")
 
 
 def test_glossary_is_in_order():

@@ -23,7 +23,7 @@ from cola_lib.experiments.plan import (
     worker_memory,
 )
 from cola_lib.models import ARCHITECTURES
-from cola_lib.statistics import collect_statistics
+from cola_lib.statistics import collect_statistics, walk
 from tests.tiny_models import SHAPE, tiny_language_model
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "head_dim": 64}
@@ -128,6 +128,14 @@ def _layers(lm) -> list[str]:
     return [f"{lm.block_name(i)}.{name}" for i in range(len(lm.blocks)) for name in lm.architecture.layers]
 
 
+def test_a_walk_that_reads_compressed_blocks(lm, shape, rows):
+    def visit():
+        for step in walk(lm, rows, propagate="compressed", gram=False, progress=False):
+            del step
+
+    assert counted(visit) == pytest.approx(shape.two_pass_flops(12 * 32, 32), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [("wanda", {}), ("sparsegpt", {}), ("gptq", {"group_size": 64}), ("awq", {"group_size": 64, "n_grid": 4})],
@@ -169,7 +177,8 @@ def test_a_walk_for_each_method_that_propagates(shape):
         plan_sweep(sweep(propagate=mode), shapes, RATES).set_index(["model", "step"])["flops"]["a"]
         for mode in ("original", "compressed")
     )
-    assert each["walk: forward"] == 2 * 2 * one["walk: forward"]  # two methods, two passes
+    twice = shape.two_pass_flops(16 * 64, 64)
+    assert each["walk: forward"] == 2 * twice and 1.3 < twice / one["walk: forward"] < 2  # two methods, two passes
     assert each["walk: Gram"] == 2 * one["walk: Gram"]
     assert each["compress"] == one["compress"]
 

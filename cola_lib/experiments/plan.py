@@ -140,6 +140,24 @@ class ModelShape:
         attention = 4 * self.n_blocks * self.attention_width * seq_len
         return n_tokens * (2.0 * self.n_block_weights + attention)
 
+    def two_pass_flops(self, n_tokens: float, seq_len: int) -> float:
+        """Operations of a walk that reads compressed blocks: to the input of each block's last layers, and once more.
+
+        Parameters
+        ----------
+        n_tokens : float
+            In all.
+        seq_len : int
+            Tokens of a row.
+
+        Notes
+        -----
+        What the last block makes once it is compressed, nobody reads.
+        """
+        once = self.forward_flops(n_tokens, seq_len)
+        skipped = 2.0 * n_tokens * self.n_blocks * self.inputs[-1].n_weights
+        return once - skipped + once * (self.n_blocks - 1) / self.n_blocks
+
     def head_flops(self, n_tokens: float) -> float:
         """Operations of the language-model head.
 
@@ -259,12 +277,13 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
     Notes
     -----
     Under ``propagate="original"`` one walk over a set serves all methods. Under ``"compressed"`` every method walks by
-    itself, and runs each block a second time.
+    itself, and runs each block a second time; see :meth:`ModelShape.two_pass_flops`.
     """
     tasks = sweep.tasks()
     specs = [as_spec(method) for method in sweep.methods]
     calibrated = [spec for spec in specs if spec.calibrated]
-    walks = len(calibrated) if sweep.propagate == "compressed" else 1
+    twice = sweep.propagate == "compressed"
+    walks = len(calibrated) if twice else 1
     names = len(sweep.evaluate.sources) if sweep.evaluate.sources else len(sweep.evaluate.capabilities)
     eval_tokens = names * sweep.evaluate.tokens_per_capability
     rows = []
@@ -273,7 +292,7 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
         sets = [task for task in tasks if task.model == model and task.calibrated]
         n_cells = sum(sweep.n_cells(task) for task in tasks if task.model == model)
         sizes = [(task.n_samples * task.seq_len, task.seq_len) for task in sets]
-        passes = walks * (2 if sweep.propagate == "compressed" else 1)
+        passes = shape.two_pass_flops if twice else shape.forward_flops
         evaluation = shape.evaluation_flops(eval_tokens, eval_len)
         of_targets = [(len(sweep.targets) * sweep.target_samples * length, length) for length in sweep.seq_len]
         alone = sum(shape.solve_flops(spec, judged=bool(sweep.targets)) for spec in specs if not spec.calibrated)
@@ -286,8 +305,8 @@ def plan_sweep(sweep: Sweep, shapes: Mapping[str, ModelShape], rates: Rates, *, 
         step("dense predictions", PER_WORKER, 1, evaluation, rates.evaluate)
         step("targets: forward", PER_WORKER, 1, sum(shape.forward_flops(*size) for size in of_targets), rates.forward)
         step("targets: Gram", PER_WORKER, 1, sum(shape.gram_flops(n) for n, _ in of_targets), rates.gram)
-        walked = sum(shape.forward_flops(*size) for size in sizes) / n_sets
-        step("walk: forward", PER_SET, len(sets), passes * walked, rates.forward)
+        walked = sum(passes(*size) for size in sizes) / n_sets
+        step("walk: forward", PER_SET, len(sets), walks * walked, rates.forward)
         grams = sum(shape.gram_flops(n) for n, _ in sizes) / n_sets
         step("walk: Gram", PER_SET, len(sets), walks * grams, rates.gram)
         step("compress", PER_SET, len(sets), sum(shape.solve_flops(spec) for spec in calibrated), rates.solve)
