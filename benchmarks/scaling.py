@@ -133,7 +133,7 @@ def measure(repeats: int = 2) -> tuple[list[Row], list[dict[str, Any]]]:
                         turns=repeats,
                         target=most + SLACK,
                         limited_by=(
-                            "caches, which a larger problem outgrows"
+                            f"caches, and what else the machine did in {points[-1]['seconds']:.1f} s"
                             if kind == "seconds"
                             else f"the allocator, at a peak of {points[-1]['bytes'] / 1e6:,.0f} MB"
                         ),
