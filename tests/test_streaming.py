@@ -139,7 +139,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path):
         return [i for i, block in enumerate(lm.blocks) if not any(p.is_meta for p in block.parameters())]
 
     for block in lm.blocks:
-        block.mlp.register_forward_hook(lambda *_: seen.append(loaded()))
+        block.mlp.register_forward_pre_hook(lambda *_: seen.append(loaded()))
     compress(lm, method_spec("wanda"), rows(), progress=False)
     assert seen == [[0], [0], [1], [1], [2]]
     assert loaded() == [] and not lm.model.get_input_embeddings().weight.is_meta
