@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from cola_lib.data import (
     SOURCES,
+    EvaluationIndex,
     Sample,
     check_no_overlap,
     evaluation_index,
@@ -92,6 +93,32 @@ def test_short_texts_overlap_when_they_are_the_same():
     assert find_overlaps([sample("What is 2 + 3?", id="a")], [sample("what is 2+3", id="b")])
     assert not find_overlaps([sample("What is 2 + 3? It is 5.")], [sample("what is 2+3")])
     assert not find_overlaps([sample("!?")], [sample("")])
+
+
+def test_a_short_item_is_found_in_whichever_wording_it_comes():
+    item = sample(
+        "Question: Where is ice?\nAnswer: at the pole",
+        question="Where is ice?",
+        answer="at the pole",
+        choices=("a", "b"),
+    )
+    for text in (item.text, "Where is ice? At the pole!", "where is ice at the pole a b"):
+        assert find_overlaps([sample(text)], [item]), text
+    assert find_overlaps([item], [item])
+    assert find_overlaps([sample("mine", question="Where is ice?", answer="At the pole")], [item])
+    assert not find_overlaps([sample("Where is ice? In the sea.")], [item])
+    short = sample("add(1, 2)\nreturn 3", question="add(1, 2)", answer="return 3", domain="code")
+    assert find_overlaps([short], [short]) and find_overlaps([sample(short.text)], [short])
+
+
+@pytest.mark.parametrize("source", ["mbpp", "openbookqa", "piqa", "csqa", "arc", "winogrande", "gsm8k"])
+def test_every_evaluation_item_is_found_again(source):
+    items = load_samples(source, "evaluation")[:100]
+    index = EvaluationIndex(items)
+    common = {item.id for item in items} - {pair.calibration_id for pair in index.find(items)}
+    as_text = [sample(item.text, id=item.id) for item in items]
+    assert common == set()
+    assert len(index.find(as_text)) == len(items)
 
 
 def test_reasoning_and_choices_count_too():

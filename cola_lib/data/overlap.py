@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,23 @@ def _hashes(sample: Sample) -> np.ndarray:
     return np.unique(np.concatenate([run_hashes(text, n) for text, n in parts(sample)]))
 
 
+def _short_wordings(sample: Sample) -> Iterator[str]:
+    """List the short texts as which a sample may come back: as it is, its parts, and its question with the answer.
+
+    Where each part is shorter than a run, none is found within another text: what repeats the item has to be the same
+    from end to end, in one of these wordings. Of longer texts the runs tell.
+    """
+    solved = "\n".join(part for part in (sample.question, sample.answer) if part)
+    for text in dict.fromkeys((sample.text, solved, *(text for text, _ in parts(sample)))):
+        if 0 < len(words(text)) < 2 * CODE_WORDS:
+            yield text
+
+
+def _whole(text: str) -> np.ndarray:
+    """Hash all of a text."""
+    return run_hashes(text, len(words(text)))
+
+
 def overlap_groups(samples: Sequence[Sample]) -> list[list[str]]:
     """Group the split keys whose samples overlap, directly or through others.
 
@@ -186,7 +203,9 @@ class EvaluationIndex:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = tuple(samples)
-        hashes = [_hashes(sample) for sample in self.samples]
+        hashes = [
+            np.unique(np.concatenate([_hashes(each), *map(_whole, _short_wordings(each))])) for each in self.samples
+        ]
         owner = np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])
         flat = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         order = np.argsort(flat, kind="stable")
@@ -195,7 +214,7 @@ class EvaluationIndex:
         self._hashes, self._owner = unique[rare], owner[order][first][rare]
 
     def find(self, samples: Iterable[Sample]) -> list[Overlap]:
-        """Find the samples that share 13 words with an evaluation item.
+        """Find the samples that share 13 words with an evaluation item, or repeat a shorter one from end to end.
 
         Parameters
         ----------
@@ -207,19 +226,22 @@ class EvaluationIndex:
         list of Overlap
             One for each sample concerned, with its first overlap.
         """
-        found = []
-        for sample in samples:
-            for n in (WORDS, CODE_WORDS):
-                if overlap := self._first(sample, n):
-                    found.append(overlap)
-                    break
-        return found
+        return [overlap for sample in samples if (overlap := self._first(sample))]
 
-    def _first(self, sample: Sample, n: int) -> Overlap | None:
-        """Find the first run of ``n`` words that a sample shares with an item."""
+    def _first(self, sample: Sample) -> Overlap | None:
+        """Find the first run of words that a sample shares with an item, or an item that it repeats."""
         # All that the sample holds, whatever its domain: nobody says whether a user's text is code.
         text = "\n".join({sample.text: None} | {text: None for text, _ in parts(sample)})
-        hashes = run_hashes(text, n)
+        for n in (WORDS, CODE_WORDS):
+            if overlap := self._match(sample, text, run_hashes(text, n), n):
+                return overlap
+        for wording in _short_wordings(sample):
+            if overlap := self._match(sample, wording, _whole(wording), 2 * CODE_WORDS):
+                return overlap
+        return None
+
+    def _match(self, sample: Sample, text: str, hashes: np.ndarray, n: int) -> Overlap | None:
+        """Look up the hashes of a text's runs of ``n`` words."""
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         hits = np.flatnonzero(self._hashes[at] == hashes) if len(self._hashes) else at
         if not len(hits):
@@ -286,8 +308,8 @@ def check_no_overlap(
     if found := index.find(calibration):
         first = found[0]
         raise DataError(
-            f"{what}: {len(found):,} of {len(calibration):,} samples share {WORDS} words in a row with "
-            f"evaluation items; the first is {first.calibration_id} with {first.evaluation_source} item "
+            f"{what}: {len(found):,} of {len(calibration):,} samples share {WORDS} words in a row, or all of a shorter text, "
+            f"with evaluation items; the first is {first.calibration_id} with {first.evaluation_source} item "
             f"{first.evaluation_id}: {first.text!r}. Calibrating on test data flatters the scores: remove "
             "these samples, or allow it on purpose with overlap='drop' or overlap='allow'"
         )
