@@ -73,10 +73,13 @@ def test_every_method_works_on_every_kind_of_model(model_type, method):
         assert drift < 0.5
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_folding_a_scale_keeps_the_output(model_type):
-    """Multiply an input's consumers by s and divide its producer by s: the model computes the same."""
-    lm = tiny_language_model(model_type)
+@pytest.mark.parametrize("model_type,setting", [*((name, {}) for name in MODEL_TYPES), ("olmo", {"clip_qkv": 0.2})])
+def test_folding_a_scale_keeps_the_output(model_type, setting):
+    """Multiply an input's consumers by s and divide its producer by s: the model computes the same.
+
+    Clipping does not commute with scales, so where OLMo clips values nothing is folded into the projection of values.
+    """
+    lm = tiny_language_model(model_type, **setting)
     expected = logits(lm)
     g = torch.Generator().manual_seed(1)
     folded = 0
@@ -95,7 +98,7 @@ def test_folding_a_scale_keeps_the_output(model_type):
             for name, value in values.items():
                 block.get_parameter(name).data = value
             folded += 1
-    assert folded >= 2 * len(lm.blocks)
+    assert folded >= (1 if setting else 2) * len(lm.blocks)
     torch.testing.assert_close(logits(lm), expected, rtol=1e-3, atol=1e-4)
 
 

@@ -34,7 +34,27 @@ def test_the_fingerprint_is_that_of_the_content(folder):
     other = load_model(folder)
     other.blocks[0].mlp.up_proj.weight.data[0, 0] += 1e-3
     assert other.fingerprint != lm.fingerprint
-    assert tiny_language_model("qwen2").fingerprint != tiny_language_model("qwen2", rms_norm_eps=1e-3).fingerprint
+
+
+@pytest.mark.parametrize(
+    "model_type,setting",
+    [
+        ("qwen2", {"rms_norm_eps": 1e-3}),
+        ("granite", {"attention_multiplier": 0.5}),
+        ("granite", {"residual_multiplier": 0.5}),
+        ("granite", {"logits_scaling": 2.0}),
+        ("gemma2", {"query_pre_attn_scalar": 8}),
+        ("olmo", {"clip_qkv": 0.1}),
+        ("smollm3", {"no_rope_layers": [0, 0, 0]}),
+    ],
+)
+def test_two_models_of_the_same_weights_that_compute_other_things_have_two_fingerprints(model_type, setting):
+    one, other = tiny_language_model(model_type), tiny_language_model(model_type, **setting)
+    ids = torch.arange(3, 12)[None]
+    for here, there in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(here, there)
+    assert not torch.allclose(one.model(input_ids=ids).logits, other.model(input_ids=ids).logits)
+    assert one.fingerprint != other.fingerprint
 
 
 def test_the_embedded_model_is_loaded_by_its_name(assets_dir):

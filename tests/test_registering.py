@@ -101,6 +101,7 @@ def test_a_source_of_your_own_is_compared_with_the_evaluation_items(monkeypatch)
 def test_a_method_is_found_by_name_and_its_revision_names_its_results():
     @register_method("nothing", PruneSpec, revision=3)
     def nothing(problem, spec):
+        assert problem.statistics.gram.shape[0] == problem.weights[0].shape[1]
         return Solution(list(problem.weights))
 
     assert METHODS["nothing"] is PruneSpec
@@ -110,6 +111,10 @@ def test_a_method_is_found_by_name_and_its_revision_names_its_results():
     before = lm.fingerprint
     compress(lm, spec, random_tokens_set(lm.tokenizer, 2, 16), progress=False)
     assert lm.fingerprint == before
+    # Only the method knows what it reads: all that a specification says counts, and all statistics are gathered.
+    named = [method_spec("nothing", **options).key() for options in ({}, {"damp": 0.5}, {"exponent": 2.0})]
+    assert len({str(key) for key in named}) == 3
+    compress(lm, spec, random_tokens_set(lm.tokenizer, 2, 16), progress=False, layer_errors=False)
     with pytest.raises(SpecError, match="already"):
         register_method("nothing")(nothing)
     with pytest.raises(SpecError, match="already"):

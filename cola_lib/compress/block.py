@@ -271,8 +271,9 @@ def register_method(name: str, kind: type[Spec] = PruneSpec, *, revision: int = 
     name : str
         As :func:`method_spec` and the command line take it.
     kind : type
-        Class of its specifications: :class:`PruneSpec`, :class:`QuantSpec`, or a subclass with options of its own,
-        which it adds to ``key()``. Pruners and quantizers are told apart by it.
+        Class of its specifications: :class:`PruneSpec`, :class:`QuantSpec`, or a subclass with options of its own.
+        Pruners and quantizers are told apart by it. Results are kept apart by all of its fields, and Gram matrices are
+        gathered, since only the method knows what it reads.
     revision : int
         Raise it when the method's numbers change: stored results that used it are then computed again.
 

@@ -73,7 +73,7 @@ class PruneSpec:
     @property
     def reads_gram(self) -> bool:
         """Whether the method reads whole Gram matrices, and not only sums of each channel."""
-        return self.method == "sparsegpt"
+        return self.method == "sparsegpt" or _registered(self.method)
 
     @property
     def label(self) -> str:
@@ -173,7 +173,7 @@ class QuantSpec:
     @property
     def reads_gram(self) -> bool:
         """Whether the method reads whole Gram matrices, and not only sums of each channel."""
-        return self.method in ("gptq", "awq")
+        return self.method in ("gptq", "awq") or _registered(self.method)
 
     @property
     def fixed_range(self) -> bool:
@@ -335,8 +335,8 @@ class LowRankSpec:
 
     @property
     def reads_gram(self) -> bool:
-        """Whether the method reads whole Gram matrices: it does not."""
-        return False
+        """Whether the method reads whole Gram matrices: joint_lowrank does not."""
+        return _registered(self.method)
 
     @property
     def label(self) -> str:
@@ -414,8 +414,15 @@ def _positive(name: str, value: float) -> None:
         raise SpecError(f"{name} must be above 0, not {value:g}")
 
 
+def _registered(method: str) -> bool:
+    """Whether a method is a user's own: only its author knows what it reads, so it is taken to read everything."""
+    return method not in (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
+
+
 def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
     values = dataclasses.asdict(spec)
+    if _registered(spec.method):
+        used = set(values)
     return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 

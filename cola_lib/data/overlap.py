@@ -308,8 +308,8 @@ def check_no_overlap(
     if found := index.find(calibration):
         first = found[0]
         raise DataError(
-            f"{what}: {len(found):,} of {len(calibration):,} samples share {WORDS} words in a row, or all of a shorter text, "
-            f"with evaluation items; the first is {first.calibration_id} with {first.evaluation_source} item "
+            f"{what}: {len(found):,} of {len(calibration):,} samples share {WORDS} words in a row, or all of a shorter "
+            f"text, with evaluation items; the first is {first.calibration_id} with {first.evaluation_source} item "
             f"{first.evaluation_id}: {first.text!r}. Calibrating on test data flatters the scores: remove "
             "these samples, or allow it on purpose with overlap='drop' or overlap='allow'"
         )

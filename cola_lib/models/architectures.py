@@ -8,7 +8,7 @@ that input (AWQ moves a scale into it). To add a model, add a row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Producer:
         grouped-query attention. ``None`` means one to one.
     offset : float
         What the module adds to its weight before multiplying: 1 for Gemma's norms, otherwise 0.
+    unless : str, optional
+        A setting of the config under which no scale can be moved into the module, because its output is clipped.
 
     Examples
     --------
@@ -42,6 +44,7 @@ class Producer:
     module: str
     rows: Callable[[PretrainedConfig], Tensor] | None = None
     offset: float = 0.0
+    unless: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _gated(attn_norm: str | None, mlp_norm: str | None, offset: float = 0.0) -> 
     queries_keys, gate_up = ("self_attn.q_proj", "self_attn.k_proj"), ("mlp.gate_proj", "mlp.up_proj")
     return (
         InputGroup("attn_in", (*queries_keys, "self_attn.v_proj"), norm(attn_norm), queries_keys, queries_keys),
-        InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.v_proj", _value_rows)),
+        InputGroup("attn_out", ("self_attn.o_proj",), Producer("self_attn.v_proj", _value_rows, unless="clip_qkv")),
         InputGroup("mlp_in", gate_up, norm(mlp_norm), joined=gate_up),
         InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.up_proj")),
     )
@@ -192,12 +195,12 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     Parameters
     ----------
     config : PretrainedConfig
-        Only ``model_type`` is read.
+        Its ``model_type``, and the settings that rule out a producer.
 
     Returns
     -------
     Architecture
-        Its row of the table.
+        Its row of the table, without the producers that these settings rule out.
 
     Raises
     ------
@@ -211,7 +214,7 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     'llama'
     """
     try:
-        return ARCHITECTURES[config.model_type]
+        found = ARCHITECTURES[config.model_type]
     except KeyError:
         raise UnknownNameError(
             "model type",
@@ -219,3 +222,13 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
             ARCHITECTURES,
             hint="to add one, add its row to cola_lib/models/architectures.py; the tests then try it",
         ) from None
+
+    def ruled_out(producer: Producer | None) -> bool:
+        return (
+            producer is not None and producer.unless is not None and getattr(config, producer.unless, None) is not None
+        )
+
+    if not any(ruled_out(group.producer) for group in found.groups):
+        return found
+    groups = (replace(group, producer=None) if ruled_out(group.producer) else group for group in found.groups)
+    return replace(found, groups=tuple(groups))

@@ -131,7 +131,8 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """Hash of the configuration's architecture, of every weight and of how inputs are rounded; kept once known."""
         if self._fingerprint is None:
-            shape = {k: v for k, v in self.model.config.to_dict().items() if k in _ARCHITECTURAL}
+            settings = self.model.config.to_dict()
+            shape = {k: v for k, v in settings.items() if k in _ARCHITECTURAL or (k in _RARE and v is not None)}
             tensors: dict[str, Any] = dict(self.model.state_dict())
             if self.streamed is not None:
                 tensors |= dict(self.streamed.tensors())
@@ -245,6 +246,12 @@ _ARCHITECTURAL = frozenset(
     "head_dim hidden_act hidden_activation rms_norm_eps rope_parameters rope_theta sliding_window "
     "layer_types attn_logit_softcapping final_logit_softcapping tie_word_embeddings vocab_size".split()
 )
+
+_RARE = frozenset(
+    "attention_multiplier residual_multiplier embedding_multiplier logits_scaling query_pre_attn_scalar clip_qkv "
+    "no_rope_layers partial_rotary_factor use_bidirectional_attention".split()
+)
+"""Settings that few architectures have, and that change what a model computes from the same weights."""
 
 
 def resolve_device(device: str = "auto") -> torch.device:
