@@ -589,6 +589,8 @@ def test_differences_from_a_baseline(grid):
 def test_gains_are_shares_of_the_baseline(grid):
     by = ["source", "label", "capability"]
     score = score_table(grid).set_index(by)["value"]
+    with pytest.raises(DataError, match="of accuracy more is better: take difference_table"):
+        gain_table(grid, {"source": "c4"}, score="accuracy")
     gained = gain_table(grid, {"source": "c4"}, draws="paired").set_index(by)
     less = difference_table(grid, {"source": "c4"}, draws="paired").set_index(by)
     assert list(gained.index) == list(less.index)

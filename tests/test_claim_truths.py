@@ -297,6 +297,21 @@ def test_c4_which_of_two_spreads_is_larger(source, method, wanted, at_least):
         assert found[REPRODUCED] <= 0.08
 
 
+@pytest.mark.parametrize("source,method", [(0.0, 0.02), (0.02, 0.0), (0.0, 0.0)])
+def test_c4_says_nothing_where_the_interaction_leaves_nothing_of_an_effect(source, method):
+    """A share of components below zero can lie anywhere, and has been seen to lie on the wrong side."""
+
+    def make(chance):
+        conditions = crossed(source, method)
+        for k, condition in enumerate(conditions):
+            condition["loss"] += (0.05, -0.05, 0.0, -0.05, 0.05, 0.0, 0.0, 0.0, 0.0)[k]
+        return simulated_grid(conditions, chance, **PRECISE)
+
+    for finding in judge_family(c4_source_as_method(make(np.random.default_rng(0)), options=FAST)):
+        assert (finding.low, finding.high, finding.p_value) == (0, 1, 1)
+        assert finding.verdict is UNDECIDED
+
+
 def difficulties(pruning, quantization, pruning_noise=None, mixed=0.0):
     return [
         {

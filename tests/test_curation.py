@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from cola_lib.activations import row_features
 from cola_lib.activations.rows import pooled_probe
@@ -17,6 +20,7 @@ from cola_lib.curation import (
     STRATEGIES,
     Composition,
     Pool,
+    Strategy,
     Target,
     activation_vectors,
     at_tokens,
@@ -70,8 +74,12 @@ def aim(capability=None):
     return deployment({name: texts(name, 5, seed=9) for name in ("math", "code")}, capability)
 
 
+SMALL = {"outlier_cover": {"threshold": 2.0}}
+"""Options with which a strategy works on a model of random weights: that has no outliers of six times the median."""
+
+
 def select(name, pool, lm, n=6, seed=0, target=True, **options):
-    chooser = strategy(name, **options)
+    chooser = strategy(name, **SMALL.get(name, {}) | options)
     generator = torch.Generator().manual_seed(seed)
     return chooser.select(pool, lm, n_samples=n, seq_len=SEQ_LEN, target=aim() if target else None, generator=generator)
 
@@ -84,7 +92,7 @@ def select(name, pool, lm, n=6, seed=0, target=True, **options):
 def test_every_strategy_keeps_its_promises(name, pool, lm):
     before = lm.fingerprint
     one, again = select(name, pool, lm), select(name, Pool(pool.samples), lm)
-    assert one.n_samples == 6 and one.seq_len <= SEQ_LEN and one.name == name and one.seed == 0
+    assert one.n_samples == 6 and one.seq_len <= SEQ_LEN and one.name.startswith(name) and one.seed == 0
     assert one.fingerprint == again.fingerprint and one.sample_ids == again.sample_ids
     rows = [tuple(ids[mask].tolist()) for ids, mask in zip(one.input_ids, one.attention_mask, strict=True)]
     assert len(set(rows)) == 6, "a row came twice"
@@ -134,6 +142,26 @@ def test_a_budget_of_tokens_is_met_exactly(pool, lm):
         assert whole.input_ids[:-1].equal(found.input_ids[:-1])
     with pytest.raises(DataError, match="add a source"):
         at_tokens(strategy("random"), pool, lm, n_tokens=10**6, seq_len=SEQ_LEN)
+
+
+def test_a_budget_is_met_though_the_first_rows_are_short(lm):
+    """What the first rows have would take more rows than there are; the others are long."""
+    pool = Pool({"web": [sample("web", i, "a b" if i < 10 else "a b c d e f g h") for i in range(20)]})
+
+    @dataclass(frozen=True)
+    class Shortest(Strategy):
+        name: ClassVar[str] = "shortest"
+
+        def choose(self, brief):
+            rows = brief.rows()
+            return brief.take(rows, rows.lengths.argsort(stable=True).tolist())
+
+    total = int(pool.rows(lm.tokenizer, 16).lengths.sum())
+    assert total < 20 * 16
+    for n_tokens in (total - 30, total - 1, total):
+        assert at_tokens(Shortest(), pool, lm, n_tokens=n_tokens, seq_len=16).n_tokens == n_tokens
+    with pytest.raises(DataError, match=f"20 (candidates|rows of the pool have {total})"):
+        at_tokens(Shortest(), pool, lm, n_tokens=total + 1, seq_len=16)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -254,6 +282,15 @@ def test_a_length_mixture_gives_every_row_the_same_mass(pool, lm):
     assert float(mass.sum()) == pytest.approx(found.n_tokens, rel=1e-5)
 
 
+@pytest.mark.parametrize("n_sources", [2, 4, 8])
+def test_no_source_of_a_length_mixture_gets_one_length_only(lm, n_sources):
+    pool = Pool({f"s{i}": [sample(f"s{i}", j, "a b c d e f g h i j k l") for j in range(8)] for i in range(n_sources)})
+    found = select("length_mixture", pool, lm, n=4 * n_sources)
+    lengths = found.attention_mask.sum(1).tolist()
+    of_source = {name: {n for n, s in zip(lengths, found.sources, strict=True) if s == name} for name in pool.sources}
+    assert all(of_source[name] == set(lengths) for name in pool.sources) and len(set(lengths)) == 4
+
+
 def test_perplexity_ranks_rows(pool, lm):
     rows = pool.rows(lm.tokenizer, SEQ_LEN)
     nll = row_nll(lm, rows.tokens, progress=False)
@@ -370,6 +407,9 @@ def test_streaming_chooses_what_clustering_the_whole_pool_does(pool, lm):
     assert len(calls) == 2 and found.seed == 3
     with pytest.raises(DataError, match="no candidates"):
         select_streaming(lm, lambda: [], n_samples=5, seq_len=SEQ_LEN)
+    once = candidates(iter(samples), lm.tokenizer, seq_len=SEQ_LEN)
+    with pytest.raises(DataError, match="5 rows were chosen and 0 found again"):
+        select_streaming(lm, lambda: once, n_samples=5, seq_len=SEQ_LEN)
 
 
 def test_token_similarity_by_hand():
@@ -440,11 +480,25 @@ def test_rows_like_the_targets_are_nearest_to_its_centroid(pool, lm):
     assert mixed.sources.count("code") >= 2 and mixed.sources.count("math") >= 2
 
 
-def test_a_greedy_cover_takes_what_adds_most_and_begins_anew():
+def test_a_greedy_cover_takes_what_adds_most_and_begins_anew(caplog):
     covers = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0]], dtype=bool)
     weights = np.array([1.0, 1.0, 3.0, 0.5])
     assert greedy_cover(covers, weights, 4) == [1, 0, 2, 3]
     assert greedy_cover(np.zeros((3, 2), dtype=bool), np.ones(2), 3) == [0, 1, 2]
+    assert "the last 3 of 3 rows cover no outlier" in caplog.text
+
+
+def test_without_an_outlier_there_is_nothing_to_cover(pool, lm):
+    with pytest.raises(DataError, match="no channel's peak is above 1e\\+09 times the median"):
+        select("outlier_cover", pool, lm, threshold=1e9)
+
+
+def test_a_source_without_rows_takes_no_place_in_stage_one(lm, caplog):
+    """Math is what the target is like, and all of it is too short for stage two."""
+    pool = Pool({"math": [sample("math", i, "7") for i in range(9)], "web": texts("web", 12)})
+    chosen = select("cola", pool, lm, n=3, n_sources=1, embedding="tfidf")
+    assert set(chosen.sources) == {"web"}
+    assert "no sample of math is long enough for rows of 24 tokens" in caplog.text
 
 
 def test_greedy_volume_equals_the_determinant_step_by_step():
@@ -482,6 +536,16 @@ def test_generated_rows_begin_with_texts_and_end_where_the_model_ends(pool, lm):
 def test_dropping_the_most_surprising_lowers_the_perplexity(pool, lm):
     kept, all_ = (select("self_generated", pool, lm, n=n, drop=d) for n, d in ((4, 0.5), (8, 0.0)))
     assert row_nll(lm, kept, progress=False).max() < row_nll(lm, all_, progress=False).max()
+
+
+@pytest.mark.parametrize("name", ["self_calibrated", "self_generated"])
+def test_the_checkpoints_own_sampling_settings_do_not_count(pool, name):
+    lm = tiny_language_model(vocab_size=264, tokenizer=byte_tokenizer(), eos_token_id=0, bos_token_id=0)
+    expected = select(name, pool, lm, n=4)
+    own = GenerationConfig(do_sample=True, temperature=0.1, repetition_penalty=1.5, top_k=3, min_p=0.5)
+    lm.model.generation_config = own
+    assert select(name, pool, lm, n=4).input_ids.equal(expected.input_ids)
+    assert lm.model.generation_config is own
 
 
 def test_generation_leaves_the_global_generator_alone(pool, lm):

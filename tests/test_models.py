@@ -57,6 +57,17 @@ def test_two_models_of_the_same_weights_that_compute_other_things_have_two_finge
     assert one.fingerprint != other.fingerprint
 
 
+def test_two_models_whose_tokenizers_read_otherwise_have_two_fingerprints(folder):
+    lm = load_model(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    path.write_text(json.dumps(content))
+    other = load_model(folder)
+    assert other.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+    assert other.fingerprint != lm.fingerprint
+
+
 def test_the_embedded_model_is_loaded_by_its_name(assets_dir):
     lm = load_model("smollm2-135m")
     assert len(lm.blocks) == 30 and lm.blocks[0].mlp.down_proj.in_features == 1536

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cola_lib.analysis import proxy_table
-from cola_lib.curation import Cola, Proxy, strategy
+from cola_lib.curation import CentroidDistance, Cola, Pool, Proxy, deployment, strategy
+from cola_lib.data import Sample
 from cola_lib.errors import SpecError
-from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid
+from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid, select
 from cola_lib.finetune import TuneSpec
+from cola_lib.models import tiny_model
 from tests.test_experiment import METHODS, small  # noqa: F401 - a fixture
 
 POOL = ["stories", "gsm8k"]
@@ -89,6 +91,23 @@ def test_what_decides_a_choice_is_in_its_name(experiment):
     mix = strategy("uniform_mix")
     assert not experiment.select(mix, **options).stored
     assert experiment.select(mix, target="code", **options).stored  # it reads no target
+
+
+def test_texts_decide_a_choice_and_not_their_ids_alone(experiment, tmp_path):
+    """A file that was edited in place has the ids that it had; so have the problems of a source in other words."""
+    lm, store = tiny_model(), ResultStore(tmp_path / "choices")
+
+    def chosen(texts, target_texts, words="question"):
+        pool = Pool({"mine": [Sample(str(i), text, "mine") for i, text in enumerate(texts)]})
+        held = [Sample(f"t{i}", text, "t", question=words) for i, text in enumerate(target_texts)]
+        target = deployment({"math": held})
+        return select(lm, CentroidDistance(), pool, store, seq_len=16, n_samples=2, target=target)
+
+    lines = ["one line", "another line", "a third one", "and the last"]
+    assert not chosen(lines, ["2 + 2"]).stored and chosen(lines, ["2 + 2"]).stored
+    assert not chosen(["ONE line", *lines[1:]], ["2 + 2"]).stored
+    assert not chosen(lines, ["2 + 3"]).stored
+    assert not chosen(lines, ["2 + 2"], words="other words").stored
 
 
 def test_pools_share_no_text_with_each_other_or_the_targets(experiment):

@@ -121,6 +121,8 @@ def _p_value(distance: float, parts: Sequence[tuple[float, float]]) -> float:
     total = sum(variance for variance, _ in parts)
     if distance == 0 or total == 0:
         return float(distance == 0)
+    if total == np.inf:  # nothing is known
+        return 1.0
 
     def excess(log_tail: float) -> float:
         return sum(v * stats.t.isf(np.exp(log_tail), dof) for v, dof in parts) / np.sqrt(total) - abs(distance)

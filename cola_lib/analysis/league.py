@@ -12,7 +12,7 @@ from scipy import stats
 
 from cola_lib.analysis.bootstrap import estimate, rng_of
 from cola_lib.analysis.estimates import Estimate, half_width
-from cola_lib.analysis.scores import Condition, condition
+from cola_lib.analysis.scores import Condition, condition, less_is_better
 from cola_lib.errors import DataError
 
 
@@ -159,7 +159,8 @@ def overall_gains(
     Raises
     ------
     DataError
-        If the baseline is missing, or a competitor was not measured with the same methods, capabilities and draws.
+        If the baseline is missing, or a competitor was not measured with the same methods, capabilities and draws; or
+        if more of the score is better.
 
     Notes
     -----
@@ -176,6 +177,7 @@ def overall_gains(
     >>> found[["source", "value"]].round(2).to_dict("records"), bool(found["low"][0] > 0)
     ([{'source': 'cola', 'value': 0.04}], True)
     """
+    less_is_better(score)
     found: dict[str, dict[tuple[str, str], Condition]] = {}
     for (name, label, capability), rows in frame.groupby([competitor, method, "capability"], sort=False):
         found.setdefault(str(name), {})[str(label), str(capability)] = condition(rows, score)

@@ -11,7 +11,7 @@ import pandas as pd
 from cola_lib.analysis.bootstrap import Draws, Interval, difference, ratio, rng_of, score_interval
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.permutation import holm, source_matters
-from cola_lib.analysis.scores import Score, condition, score_named
+from cola_lib.analysis.scores import Score, condition, less_is_better, score_named
 from cola_lib.errors import DataError
 
 BY = ("source", "label", "capability")
@@ -205,7 +205,8 @@ def gain_table(
     Raises
     ------
     DataError
-        As in :func:`difference_table`, and as in :func:`cola_lib.analysis.bootstrap.ratio`.
+        As in :func:`difference_table`, and as in :func:`cola_lib.analysis.bootstrap.ratio`; or if more of the score is
+        better.
 
     Examples
     --------
@@ -215,6 +216,7 @@ def gain_table(
     >>> with_interval(gains, ".0f", scale=100)[0].replace("\u00a0", " ")  # per cent of bits per byte
     '5 [4, 6]'
     """
+    less_is_better(score)
     table = _compared(ratio, frame, baseline, by, score, seed, **options)
     return table.assign(value=1 - table["value"], low=1 - table["high"], high=1 - table["low"])
 

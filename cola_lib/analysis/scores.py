@@ -419,3 +419,20 @@ def same_items(conditions: Sequence[Condition]) -> None:
             )
         if not np.array_equal(first.weight, other.weight):
             raise DataError("the same items have different lengths in bytes; evaluate both on one suite")
+
+
+def less_is_better(score: str) -> None:
+    """Refuse a score whose ratio to a baseline's is no loss: of accuracy, more is better.
+
+    Parameters
+    ----------
+    score : str
+        Key of :data:`SCORES`.
+
+    Raises
+    ------
+    DataError
+        If more of it is better.
+    """
+    if not score_named(score).lower_is_better:
+        raise DataError(f"a gain is a share of a loss, and of {score} more is better: take difference_table")

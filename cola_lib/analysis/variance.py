@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -259,6 +261,9 @@ def source_versus_method(
     of each source, in common to all methods, and over items: sources and methods are those in the frame. Had
     others been chosen, the ratio of variances on so few degrees of freedom could have been almost anything.
 
+    Where the interaction is so large that it leaves nothing of a component, the share is no smooth function of the
+    scores: the interval is then from 0 to 1, which says nothing.
+
     Examples
     --------
     >>> import numpy as np
@@ -279,15 +284,25 @@ def source_versus_method(
         by_source, by_method = _main_effects(grid)
         return by_source / (by_source + by_method)
 
-    return estimate(
-        [cells[s, m] for s in sources for m in methods],
-        share,
-        rng=rng,
-        draws=[s for s in sources for _ in methods],
-        unbiased=True,
-        n_boot=n_boot,
-        level=level,
-    )
+    def component(axis: int) -> float:
+        """Variance of sources, or of methods, alone."""
+
+        def variance(*values: Array) -> Array:
+            grid = np.stack(np.broadcast_arrays(*values)).reshape(len(sources), len(methods), -1)
+            return _main_effects(grid)[axis]
+
+        return estimate(of_all, variance, rng=np.random.default_rng(0), **options).value
+
+    of_all = [cells[s, m] for s in sources for m in methods]
+    options: dict[str, Any] = {"draws": [s for s in sources for _ in methods], "unbiased": True}
+    options |= {"n_boot": n_boot, "level": level}
+    found = estimate(of_all, share, rng=rng, **options)
+    components = np.array([component(0), component(1)])
+    if (components > 0).all():
+        return found
+    known = components.clip(min=0)
+    value = known[0] / known.sum() if known.any() else 0.5
+    return replace(found, value=float(value), low=0.0, high=1.0, se_draws=float("inf"))
 
 
 def _main_effects(grid: Array) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +17,9 @@ from cola_lib.calibration import CalibrationSet
 from cola_lib.curation.base import Brief, Strategy, by_source, register, shares
 from cola_lib.curation.cola import WIDTH, activation_vectors
 from cola_lib.curation.pool import Pool, Rows
+from cola_lib.errors import DataError
+
+log = logging.getLogger(__name__)
 
 PEAKS = 6.0
 """A channel is an outlier if its peak is above so many times the median channel's of its layer."""
@@ -140,9 +144,9 @@ class OutlierCover(Strategy):
     >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
     >>> pool = Pool({"first": samples[:2], "second": samples[2:]})
     >>> chance = torch.Generator().manual_seed(0)
-    >>> chosen = OutlierCover().select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
+    >>> chosen = OutlierCover(threshold=2).select(pool, tiny_model(), n_samples=2, seq_len=16, generator=chance)
     >>> chosen.n_samples, chosen.name
-    (2, 'outlier_cover')
+    (2, 'outlier_cover(threshold=2)')
     """
 
     name: ClassVar[str] = "outlier_cover"
@@ -154,6 +158,11 @@ class OutlierCover(Strategy):
         """See :meth:`Strategy.select`."""
         rows = brief.rows()
         covers, weights = self._universe(brief, rows)
+        if not len(weights):
+            raise DataError(
+                f"strategy {brief.name!r}: no channel's peak is above {self.threshold:g} times the median, so there "
+                "is no outlier to cover; lower the threshold"
+            )
         return brief.take(rows, greedy_cover(covers, weights, brief.n_samples))
 
     def _universe(self, brief: Brief, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +217,9 @@ def greedy_cover(covers: np.ndarray, weights: np.ndarray, n: int) -> list[int]:
         gain = np.where(left, value @ open_, -1.0)
         best = int(gain.argmax())
         if gain[best] <= 0:
-            if open_.all():  # no row that is left covers anything
+            if open_.all():
+                rest = min(n, len(value)) - len(order)
+                log.warning("the last %d of %d rows cover no outlier; they are the first that are left", rest, n)
                 order += np.flatnonzero(left).tolist()[: n - len(order)]
                 break
             open_[:] = True

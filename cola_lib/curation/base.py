@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -441,13 +442,27 @@ def at_tokens(
     >>> at_tokens(strategy("random"), pool, tiny_model(), n_tokens=25, seq_len=16).n_tokens
     25
     """
-    n_samples = max(1, -(-n_tokens // seq_len))
+    too_few, n_samples, too_many = 0, max(1, -(-n_tokens // seq_len)), math.inf
     while True:
         generator = torch.Generator().manual_seed(seed)
-        found = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
-        if found.n_tokens >= n_tokens:
-            return _cut(found, n_tokens)
-        n_samples = max(n_samples + 1, int(n_samples * n_tokens / found.n_tokens))
+        try:
+            found = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
+        except DataError:  # the pool has no so many rows; fewer may do, if the first ones were short
+            if n_samples == too_few + 1:
+                raise
+            too_many = n_samples
+        else:
+            if found.n_tokens >= n_tokens:
+                return _cut(found, n_tokens)
+            if n_samples + 1 == too_many:
+                raise DataError(
+                    f"strategy {chooser.label!r} was asked for {n_tokens:,} tokens, and all {n_samples:,} rows of "
+                    f"the pool have {found.n_tokens:,}; ask for fewer or add a source"
+                )
+            too_few = n_samples
+            n_samples = max(n_samples + 1, int(n_samples * n_tokens / found.n_tokens))
+        if too_many < math.inf and n_samples >= too_many:
+            n_samples = (too_few + int(too_many)) // 2
 
 
 def _cut(rows: CalibrationSet, n_tokens: int) -> CalibrationSet:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,8 @@ from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.target import Target
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -314,7 +317,7 @@ class Cola(Strategy):
         kept: Sequence[int] = range(len(rows))
         if self.domain:
             of_source = by_source(rows)
-            kept = [i for source in self.sources(brief).chosen for i in of_source.get(source, [])]
+            kept = [i for source in self.sources(brief, of_source).chosen for i in of_source[source]]
         seed = brief.seed()
         if not self.activation:
             return brief.take(rows, [kept[i] for i in brief.shuffled(len(kept))])
@@ -322,16 +325,23 @@ class Cola(Strategy):
         nearest = nearest_to_centres(vectors, brief.n_samples, seed, n_init=self.n_init)
         return brief.take(rows, [kept[i] for i in nearest])
 
-    def sources(self, brief: Brief) -> Coverage:
+    def sources(self, brief: Brief, among: Collection[str] | None = None) -> Coverage:
         """Run the first stage alone.
 
         Parameters
         ----------
         brief : Brief
             What is asked for.
+        among : collection of str, optional
+            Sources that the second stage leaves rows of; default all. The others are named in a warning: a source that
+            has nothing to give must not take the place of one that has.
         """
+        pool = brief.pool
+        if among is not None and (empty := [source for source in pool.sources if source not in among]):
+            log.warning("no sample of %s is long enough for rows of %d tokens", ", ".join(empty), brief.seq_len)
+            pool = pool.only(among)
         return cover(
-            brief.pool,
+            pool,
             brief.lm,
             brief.deployment,
             seq_len=brief.seq_len,

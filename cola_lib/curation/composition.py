@@ -35,8 +35,7 @@ class Composition:
         ``"reasoning"``: samples with a question, reasoning and an answer are worded as such; the others keep their
         own text.
     min_share : float
-        Rows with fewer tokens than this share of ``seq_len`` are left out, unless all of the pool's would be.
-        COLA: 256 of 2,048, an eighth.
+        Rows with fewer tokens than this share of ``seq_len`` are left out. COLA: 256 of 2,048, an eighth.
     boundaries : bool
         Cut a text that is too long at the last end of a paragraph, else of a line, else of a sentence, in the second
         half of the row. Otherwise after ``seq_len`` tokens.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cola_lib.calibration import CalibrationSet
 from cola_lib.curation.base import Brief, Strategy, register
@@ -71,7 +73,7 @@ def continued(
     parts = []
     size = BATCH_ROWS.get(lm.device.type, BATCH_ROWS["cuda"])
     devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _neutral(lm.model):
         torch.manual_seed(brief.seed())  # transformers draws from torch's own generator
         for some in prompts.split(size):
             generate: Any = lm.model.generate  # declared on a base that types it as a tensor
@@ -88,6 +90,19 @@ def continued(
     ended = (input_ids[:, prompts.shape[1] :] == eos).cumsum(1)  # an end that was given is none
     before = torch.nn.functional.pad(ended, (1, 0))[:, :-1] == 0
     return input_ids, torch.cat([torch.ones_like(prompts, dtype=torch.bool), before], dim=1)
+
+
+@contextmanager
+def _neutral(model: PreTrainedModel) -> Iterator[None]:
+    """Put the checkpoint's own sampling settings aside: transformers fills from them whatever is left open.
+
+    Chat models bring a temperature and a penalty along, which would come on top of a strategy's.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _written(brief: Brief, input_ids: Tensor, mask: Tensor, origin: CalibrationSet | None = None) -> CalibrationSet:

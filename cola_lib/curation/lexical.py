@@ -200,7 +200,8 @@ class LengthMixture(Strategy):
     Notes
     -----
     A token counts the inverse of its row's length (times the mean length, so that the set keeps its number of tokens).
-    The rows are an even mixture of the sources. The lengths of the paper are not known to us.
+    The rows are an even mixture of the sources, and each source's rows go through the lengths, one source beginning
+    where the one before it had its second. The lengths of the paper are not known to us.
 
     References
     ----------
@@ -223,6 +224,7 @@ class LengthMixture(Strategy):
 
     name: ClassVar[str] = "length_mixture"
     stochastic: ClassVar[bool] = True
+    revision: ClassVar[int] = 2  # 1 dealt lengths out row by row, so a source could get one length only
 
     shortest: float = 1 / 8
 
@@ -239,8 +241,10 @@ class LengthMixture(Strategy):
             cut //= 2
         found = brief.take(rows, even(brief, rows))
         mask = found.attention_mask.clone()
-        for i in range(found.n_samples):
-            mask[i, lengths[i % len(lengths)] :] = False
+        turn = {source: i for i, source in enumerate(dict.fromkeys(found.sources))}
+        for i, source in enumerate(found.sources):
+            mask[i, lengths[turn[source] % len(lengths)] :] = False
+            turn[source] += 1
         own = mask.sum(1).double()
         weights = tuple((own.mean() / own).float().tolist())
         return replace(found, attention_mask=mask, weights=weights)

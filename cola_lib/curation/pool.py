@@ -235,8 +235,8 @@ class Pool(Remembering):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the samples' ids, source by source."""
-        return fingerprint({source: [sample.id for sample in some] for source, some in self.samples.items()})
+        """Hash of the samples, source by source."""
+        return fingerprint({source: [sample.fingerprint for sample in some] for source, some in self.samples.items()})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -278,7 +278,7 @@ class Pool(Remembering):
         DataError
             If no sample is long enough.
         """
-        key = ("rows", id(tokenizer), seq_len, composition, most)
+        key = ("rows", tokenizer, seq_len, composition, most)
         return self.remember(key, lambda: _rows(self.samples, tokenizer, "the pool", seq_len, composition, most))
 
     def features(self, lm: LanguageModel, rows: Rows, key: Hashable, probes: Mapping[str, Probe]) -> dict[str, Tensor]:

@@ -169,6 +169,11 @@ def choose_placed(
     wanted = set(nearest_to_centres(vectors, n_samples, seed))
     everything = (candidate for shard in shards for candidate in shard())
     taken = [candidate for position, candidate in enumerate(everything) if position in wanted]
+    if len(taken) != n_samples:
+        raise DataError(
+            f"{n_samples:,} rows were chosen and {len(taken):,} found again: the pool must give the same candidates "
+            "when it is read a second time, so each call has to begin anew"
+        )
     return replace(Rows.of(taken, tokenizer, name="cola", seq_len=seq_len).tokens, seed=seed)
 
 

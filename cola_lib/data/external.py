@@ -68,7 +68,8 @@ def load_external(name: str) -> list[Sample]:
         of which ``::train[:1000]`` takes the first rows; or a path ending in ``.jsonl``, ``.parquet`` or
         ``.txt``, the first two with ``:column=NAME`` if the text is in another column than ``text`` or
         ``content``. Records with ``question`` and ``answer`` are joined to a text; ``reasoning``, ``choices``,
-        ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept. Those of
+        ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept, the last
+        with a hash of the text behind it, so that records which share one stay apart. Those of
         CommonsenseQA, MathQA and CodeQA are read from the columns that their publishers gave them.
 
     Returns
@@ -133,9 +134,11 @@ def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None
     known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     choices = record.get("choices")
     gold = record.get("gold")
-    own = record.get("id")
+    name_of_text, own = content_hash(text), record.get("id")
+    if own is not None:
+        known.setdefault("split_key", str(own))
     return Sample(
-        id=content_hash(text) if own is None else str(own),
+        id=name_of_text if own is None else f"{own}-{name_of_text[:8]}",
         text=text,
         source=name,
         question=question,

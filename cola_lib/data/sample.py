@@ -6,6 +6,8 @@ import hashlib
 import unicodedata
 from dataclasses import dataclass
 
+from cola_lib.fingerprint import fingerprint
+
 
 def normalised(text: str) -> str:
     r"""Fold case, Unicode form and white space, so that copies of a text compare equal.
@@ -109,3 +111,8 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.split_key:
             object.__setattr__(self, "split_key", self.id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its id and of all that it can put before a model: filters and files change texts under one id."""
+        return fingerprint([self.id, self.text, self.question, self.reasoning, self.answer, self.choices])

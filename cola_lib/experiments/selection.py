@@ -168,13 +168,12 @@ def selection_key(
     >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
     'random'
     """
-    vocabulary = fingerprint(lm.tokenizer.get_vocab())
     own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
-    size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed, "tokenizer": vocabulary}
+    size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
     wanted: Mapping[str, str] | None = None
     if target is not None:
-        ids = {capability: [sample.id for sample in texts] for capability, texts in target.texts.items()}
-        wanted = {capability: fingerprint([ids[capability], target.weights[capability]]) for capability in sorted(ids)}
+        held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
+        wanted = {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
     return CellKey(
         model=lm.fingerprint,
         suite="selection",

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the configuration's architecture, of every weight and of how inputs are rounded; kept once known."""
+        """Hash of all that decides what comes out for a text, kept once known.
+
+        That is the configuration's architecture, every weight, how inputs are rounded, and how the tokenizer reads.
+        """
         if self._fingerprint is None:
             settings = self.model.config.to_dict()
             shape = {k: v for k, v in settings.items() if k in _ARCHITECTURAL or (k in _RARE and v is not None)}
@@ -139,8 +143,17 @@ class LanguageModel:
             facts = {"config": shape, "weights": fingerprint_tensors(tensors.items())}
             if self._rounding:  # a model that rounds nothing keeps the name it had before there was rounding
                 facts["input_rounding"] = {name: asdict(rounding) for name, rounding in self.input_rounding.items()}
+            if self.tokenizer is not None:
+                facts["tokenizer"] = self._reading
             self._fingerprint = fingerprint(facts)
         return self._fingerprint
+
+    @cached_property
+    def _reading(self) -> str:
+        """Hash of the tokenizer: its vocabulary, and what it makes of a text in which tokenizers differ."""
+        ids = self.tokenizer(_READ, add_special_tokens=True)["input_ids"]
+        ends = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]
+        return fingerprint({"vocabulary": self.tokenizer.get_vocab(), "ids": ids, "ends": ends})
 
     @property
     def input_rounding(self) -> dict[str, InputRounding]:
@@ -246,6 +259,9 @@ _ARCHITECTURAL = frozenset(
     "head_dim hidden_act hidden_activation rms_norm_eps rope_parameters rope_theta sliding_window "
     "layer_types attn_logit_softcapping final_logit_softcapping tie_word_embeddings vocab_size".split()
 )
+
+_READ = "The naïve 3,141.59  don't\n\tdef f(x_1): return x**2 != 0  # «déjà vu» Ω 北京 🙂\r\nHTTPError\u00a0end "
+"""Words, numbers, blanks, code and scripts, of which two tokenizers hardly make the same."""
 
 _RARE = frozenset(
     "attention_multiplier residual_multiplier embedding_multiplier logits_scaling query_pre_attn_scalar clip_qkv "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -172,4 +173,5 @@ def _unknown(claim: str, part: str, rows: pd.DataFrame, groups: str) -> Finding:
     """Say what is known from too few sources: nothing."""
     n = rows[groups].nunique()
     nothing = Correlation(float("nan"), -1.0, 1.0, float("inf"), 0.0, len(rows), n)
-    return _finding(claim, part, nothing, rows, groups, f"an interval takes {MIN_GROUPS} sources")
+    found = _finding(claim, part, nothing, rows, groups, f"an interval takes {MIN_GROUPS} sources")
+    return replace(found, p_value=1.0)

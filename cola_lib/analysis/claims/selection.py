@@ -30,7 +30,6 @@ from cola_lib.analysis.claims.effects import (
 from cola_lib.analysis.claims.findings import Finding
 from cola_lib.analysis.claims.table import BITS, TIMES
 from cola_lib.analysis.estimates import Estimate, half_width
-from cola_lib.analysis.scores import score_named
 from cola_lib.errors import DataError
 
 
@@ -166,7 +165,7 @@ def c14_larger_for_pruning(
     Returns
     -------
     list of Finding
-        For each capability the difference of mean relative gains, and that of mean absolute ones.
+        For each capability the difference of mean relative gains, and, of bits per byte, that of mean absolute ones.
 
     Notes
     -----
@@ -181,10 +180,9 @@ def c14_larger_for_pruning(
     ['+4.55 [+3.15, +5.95] % of bits per byte', '+0.0383 [+0.0292, +0.0475] bits per byte']
     """
     relative = gain_of(options.score)
-    sign = 1.0 if score_named(options.score).lower_is_better else -1.0
 
     def absolute(better: Array, worse: Array) -> Array:
-        return sign * (worse - better)
+        return worse - better
 
     findings = []
     for part, rows in parts(at(calibrated(frame), "source", [ours, baseline]), "capability"):
@@ -197,7 +195,10 @@ def c14_larger_for_pruning(
         ]
         n = len(families[0])
         shared: Draws | list[str] = draws if draws == "paired" else [ours, baseline] * (len(frames) // 2)
-        for kind, gain, unit in (("relative", relative, unit_of(options.score)), ("absolute", absolute, BITS)):
+        kinds = [("relative", relative, unit_of(options.score))]
+        if options.score.endswith("bits_per_byte"):
+            kinds.append(("absolute", absolute, BITS))
+        for kind, gain, unit in kinds:
 
             def difference(*values: Array, gain: Statistic = gain, n: int = n) -> Array:
                 gains = [gain(*pair) for pair in zip(values[::2], values[1::2], strict=True)]
