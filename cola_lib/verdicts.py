@@ -180,7 +180,8 @@ def verdict_table(findings: Sequence[Finding]) -> Styler:
     Returns
     -------
     Styler
-        One row per part: claim, part, the paper's number, ours with its 95 % interval, Holm's p-value, verdict.
+        One row per part: claim, part, the paper's number, what the claim says of ours, ours with its 95 % interval,
+        Holm's p-value (two-sided, of the bound), verdict.
 
     Examples
     --------
@@ -196,6 +197,7 @@ def verdict_table(findings: Sequence[Finding]) -> Styler:
             "claim": table["claim"] + " " + table["title"],
             "part": table["part"],
             "paper": table["paper"],
+            "the claim says": table["says"],
             "ours, 95 % interval": table["ours"],
             "p (Holm)": table["p_holm"].map("{:.3f}".format),
             "verdict": table["verdict"],

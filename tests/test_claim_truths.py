@@ -442,6 +442,6 @@ def test_c19_selection_is_cheaper_or_not(ratio, n_draws, wanted):
 def test_c19_the_interval_covers_the_ratio_at_its_level():
     found = [c19_cheap(times(3.0, 4, seed=seed))[0] for seed in range(400)]
     assert 0.92 <= np.mean([one.low <= 3.0 <= one.high for one in found]) <= 0.98
-    assert found[0].text.endswith("times") and found[0].n_draws == 4
+    assert found[0].text.endswith("× (compressing ÷ choosing)") and found[0].says == "> 1" and found[0].n_draws == 4
     with pytest.raises(DataError, match="above 0 seconds, and selection has 0"):
         c19_cheap(times(1.0, 3).assign(selection=0.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,12 +168,25 @@ def test_a_scorecard_shows_the_part_that_decides():
     assert list(table["part"]) == ["gptq · code", "b"]
     assert list(table["verdict"]) == ["reproduced", "not reproduced"] and list(table["cells"]) == [2, 2]
     assert table["ours"][0] == "+1.55 [+0.10, +3.00] % of bits per byte"
+    assert list(table["says"]) == ["> 0", "> 0"]
     parts = scorecard_parts(findings)
     assert list(parts["part"]) == ["awq · code", "gptq · code", "a", "b"] and parts["cells"][0] == ("a", "b")
     lines = scorecard_markdown(findings).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| C5 Web text beats Wikipedia |")
     with pytest.raises(DataError, match="no findings"):
         scorecard([])
+
+
+@pytest.mark.parametrize(
+    "claim,changes,says",
+    [
+        ("C4", {"unit": "% of variance", "null": 0.5}, "> 50 %"),
+        ("C17", {"unit": "rank correlation", "null": 0.8}, "> 0.8"),
+        ("C2", {"kind": "within", "margin": 0.005}, "within ±0.5 %"),
+    ],
+)
+def test_a_finding_tells_what_the_claim_says_of_it(claim, changes, says):
+    assert replace(finding(claim=claim), **changes).says == says
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def claims(
         rows = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")
         print_json(rows)
         return
-    columns = ["claim", "part", "ours", "verdict"] if parts else ["claim", "title", "paper", "ours", "verdict"]
+    shown = ["says", "ours", "verdict"]
+    columns = ["claim", "part", *shown] if parts else ["claim", "title", "paper", *shown]
     print_table(columns, table[columns].astype(str).to_numpy().tolist())
 
 

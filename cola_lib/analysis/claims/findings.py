@@ -60,6 +60,8 @@ class Finding:
     >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
     >>> finding.text
     '+3.00 [+1.00, +5.00] % of bits per byte'
+    >>> finding.says
+    '> 0'
     >>> Finding.from_dict(finding.to_dict()) == finding
     True
     """
@@ -95,6 +97,14 @@ class Finding:
         numbers = (self.value, self.low, self.high)
         value, low, high = ("–" if math.isnan(number) else f"{scale * number:{fmt}}" for number in numbers)
         return f"{value} [{low}, {high}] {self.unit}"
+
+    @property
+    def says(self) -> str:
+        """What the claim says of the value: above which number it is, or within what of none."""
+        scale, _ = UNITS[self.unit]
+        bound = scale * (self.null if self.kind == "above" else self.margin)
+        per_cent = " %" if self.unit.startswith("% ") and bound else ""
+        return f"{'> ' if self.kind == 'above' else 'within ±'}{bound:g}{per_cent}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values, as JSON has them."""

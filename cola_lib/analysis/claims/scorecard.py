@@ -24,7 +24,8 @@ def scorecard(findings: Sequence[Finding]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns ``claim``, ``title``, ``paper``, ``ours`` (of the part that decides, see Notes), ``part`` (its name),
+        Columns ``claim``, ``title``, ``paper``, ``says`` and ``ours`` (of the part that decides, see Notes: what the
+        claim says of the value, and the value), ``part`` (its name),
         ``verdict``, ``parts`` (how many got which verdict) and ``cells`` (how many are behind it).
 
     Raises
@@ -53,6 +54,7 @@ def scorecard(findings: Sequence[Finding]) -> pd.DataFrame:
                 "claim": claim,
                 "title": CLAIMS[claim].title,
                 "paper": CLAIMS[claim].paper,
+                "says": weakest.says,
                 "ours": weakest.text,
                 "part": weakest.part,
                 "verdict": str(verdict),
@@ -74,8 +76,8 @@ def scorecard_parts(findings: Sequence[Finding]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns ``claim``, ``title``, ``part``, ``paper``, ``ours``, ``p_holm``, ``verdict``, ``n_draws``, ``n_items``,
-        ``note`` and ``cells`` (fingerprints).
+        Columns ``claim``, ``title``, ``part``, ``paper``, ``says``, ``ours``, ``p_holm``, ``verdict``, ``n_draws``,
+        ``n_items``, ``note`` and ``cells`` (fingerprints).
 
     Examples
     --------
@@ -90,6 +92,7 @@ def scorecard_parts(findings: Sequence[Finding]) -> pd.DataFrame:
             "title": CLAIMS[claim].title,
             "part": finding.part,
             "paper": CLAIMS[claim].paper,
+            "says": finding.says,
             "ours": finding.text,
             "p_holm": finding.p_holm,
             "verdict": str(finding.verdict),
@@ -121,12 +124,15 @@ def scorecard_markdown(findings: Sequence[Finding]) -> str:
     >>> from cola_lib.analysis import Finding, judge_family, scorecard_markdown
     >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
     >>> print(scorecard_markdown(judge_family([finding])).splitlines()[0])
-    | claim | paper | ours, 95 % interval | verdict | all parts |
+    | claim | paper | the claim says | ours, 95 % interval | verdict | all parts |
     """
-    lines = ["| claim | paper | ours, 95 % interval | verdict | all parts |", "|---|---|---|---|---|"]
+    lines = [
+        "| claim | paper | the claim says | ours, 95 % interval | verdict | all parts |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in scorecard(findings).itertuples():
         ours = f"{row.ours} ({row.part})".replace("|", r"\|")
-        lines.append(f"| {row.claim} {row.title} | {row.paper} | {ours} | {row.verdict} | {row.parts} |")
+        lines.append(f"| {row.claim} {row.title} | {row.paper} | {row.says} | {ours} | {row.verdict} | {row.parts} |")
     return "\n".join(lines) + "\n"
 
 

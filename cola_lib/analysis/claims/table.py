@@ -14,7 +14,7 @@ VARIANCE = "% of variance"
 CORRELATION = "rank correlation"
 POINTS = "percentage points"
 BITS = "bits per byte"
-TIMES = "times"
+TIMES = "× (compressing ÷ choosing)"
 
 UNITS: dict[str, tuple[float, str]] = {
     SHARE: (100, "+.2f"),
