@@ -336,7 +336,7 @@ def c19_cheap(times: pd.DataFrame, *, level: float = 0.95) -> list[Finding]:
     >>> times = pd.DataFrame({"label": "gptq 3-bit", "draw": [0, 1, 2], "selection": [10.0, 11.0, 12.0]})
     >>> times["compression"] = 60.0
     >>> [finding.text for finding in c19_cheap(times)]
-    ['5.47 [4.36, 6.86] times']
+    ['5.47 [4.36, 6.86] × (compressing ÷ choosing)']
     """
     for column in ("selection", "compression"):
         if not (times[column] > 0).all():
