@@ -101,7 +101,10 @@ def test_what_was_altered_or_is_not_there_is_refused(made, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_dataset(folder)
     with pytest.raises(DataError, match="is missing; `cola curate` makes one"):
+        (tmp_path / "nothing").mkdir()
         read_dataset(tmp_path / "nothing")
+    with pytest.raises(DataError, match="it is not there"):
+        read_dataset(tmp_path / "nowhere")
     other = tmp_path / "other"
     other.mkdir()
     (other / "precious.txt").write_text("x")
@@ -221,6 +224,20 @@ def test_a_set_is_curated_inspected_and_compressed_with(checkpoint, tmp_path):  
     report = json.loads((out / "report.json").read_text())
     assert report["calibration"] == [read_dataset(one).rows.fingerprint]
     assert report["calibration_set"]["name"] == "cola"
+    assert "note:" not in pruned.stderr
+    small = ["--source", "stories", "--n-samples", 1, "--seq-len", 32, "--method", "gptq", "--out", tmp_path / "few"]
+    few = run("compress", "--model", checkpoint, *small, "--no-progress")
+    assert few.exit_code == 0 and "gptq solves with a matrix of that many rows" in few.stderr
+    # The ids of the set are words to one tokenizer only.
+    tokenizer = checkpoint / "tokenizer.json"
+    kept, content = tokenizer.read_text(), json.loads(tokenizer.read_text())
+    words = content["model"]["vocab"]
+    words["the"], words["and"] = words["and"], words["the"]
+    tokenizer.write_text(json.dumps(content))
+    try:
+        assert_refused(run(*command, "--overwrite"), "curate it again for this model")
+    finally:
+        tokenizer.write_text(kept)
 
 
 def test_what_curate_cannot_do_is_refused_before_a_model_is_loaded(no_work, tmp_path):  # noqa: F811
@@ -242,8 +259,20 @@ def test_what_curate_cannot_do_is_refused_before_a_model_is_loaded(no_work, tmp_
 def test_what_compress_cannot_take_is_refused(no_work, tmp_path):  # noqa: F811
     base = ["compress", "--model", "smollm2-135m", "--method", "wanda", "--out", tmp_path / "o"]
     assert_refused(run(*base, "--calibration", tmp_path, "--source", "c4"), "--calibration names a whole set")
-    assert_refused(run(*base, "--calibration", tmp_path / "none"), "holds no curated set")
-    assert_refused(run("inspect", tmp_path / "none"), "holds no curated set")
+    assert_refused(run(*base, "--calibration", tmp_path / "none"), "it is not there")
+    assert_refused(run("inspect", tmp_path / "none"), "it is not there")
+    assert_refused(run("inspect", tmp_path), "data/train-00000-of-00001.parquet is missing")
+    (tmp_path / "mine.jsonl").write_text("{}")
+    assert_refused(run("inspect", tmp_path / "mine.jsonl"), "it is a file, and a curated set is a folder")
+    for option, value in (
+        ("--n-samples", 9),
+        ("--seq-len", 8),
+        ("--seed", 5),
+        ("--layout", "pad"),
+        ("--format", "chat"),
+    ):
+        refusal = run(*base, "--calibration", tmp_path, option, value)
+        assert_refused(refusal, f"{option} says how to draw from a --source")
 
 
 def test_help_lists_what_there_is():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,12 +22,14 @@ from cola_lib.cli.options import (
     model_option,
     output_option,
 )
-from cola_lib.errors import SpecError
+from cola_lib.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from cola_lib.calibration import CalibrationSet, Format, Layout
     from cola_lib.compress import CompressionReport, Spec
+    from cola_lib.curation import Curated
     from cola_lib.export import Export
+    from cola_lib.models import LanguageModel
     from cola_lib.statistics import Propagate
 
 LAYOUTS = ("pack", "truncate", "pad")
@@ -38,10 +40,12 @@ QUANTIZING = ("bits", "group_size", "symmetric", "act_bits", "act_strategy")
 OWN = {"gptq": ("act_order", "static_groups"), "awq": ("duo_scaling",), "smoothquant": ("alpha", "smooth")}
 """Options of one quantizer only."""
 FACTORIZING = ("keep",)
+SECOND_ORDER = ("sparsegpt", "gptq")
 SAVED = ("dense", "compressed-tensors")
 
 
 def compress(
+    context: typer.Context,
     *,
     model: ModelOption,
     device: DeviceOption = "auto",
@@ -248,8 +252,8 @@ def compress(
 
     Prune a model that is larger than memory:
 
-        cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --method wanda \
-            --pattern 4:8 --out pruned
+        cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --n-samples 64 \
+            --method wanda --pattern 4:8 --out pruned
     """
     check_name("save-as", save_as, SAVED)
     check_name("layout", layout, LAYOUTS)
@@ -289,7 +293,8 @@ def compress(
     check_output(out, overwrite=overwrite)
     if calibration is not None and source:
         raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
-    read = _curated(spec, calibration)
+    made = _curated(spec, calibration, context)
+    read = made.rows if made is not None else None
     names = [] if read is not None else _checked_sources(spec, source or [])
 
     from cola_lib import compress as compression
@@ -298,6 +303,8 @@ def compress(
     # Changed blocks wait beside --out: on the disk where they are wanted, and hidden if the process is killed.
     lm = load(model, device=device, dtype=dtype, stream=stream, scratch=out.absolute().parent)
     settled = compression.settle(lm, spec)
+    if made is not None:
+        _check_tokenizer(lm, made.facts, calibration)
     if spec.calibrated:
         if read is None:
             as_layout, as_format = cast("Layout", layout), cast("Format", format_)  # refused there if they are none
@@ -305,6 +312,7 @@ def compress(
                 names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=as_layout, format=as_format
             )
         typer.echo(read.summary(), err=True)
+        _note_size(lm, spec, read)
     report = compression.compress(
         lm,
         settled,
@@ -357,16 +365,53 @@ def _group_size(text: str) -> int | None:
         raise SpecError(f"--group-size is auto, -1 or a whole number, not {text!r}") from error
 
 
-def _curated(spec: Spec, folder: Path | None) -> CalibrationSet | None:
+DRAWING = {
+    "n_samples": "--n-samples",
+    "seq_len": "--seq-len",
+    "seed": "--seed",
+    "layout": "--layout",
+    "format_": "--format",
+}
+"""Options that say how to draw from a source."""
+
+
+def _curated(spec: Spec, folder: Path | None, context: typer.Context) -> Curated | None:
     """Read a curated set before the model is loaded."""
     if folder is None:
         return None
+    for name, option in DRAWING.items():
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            raise SpecError(
+                f"{option} says how to draw from a --source, and --calibration names a whole set: leave it out"
+            )
     if not spec.calibrated:
         typer.echo(f"note: {spec.method} reads no calibration text; --calibration is not used", err=True)
         return None
     from cola_lib.curation import read_dataset
 
-    return read_dataset(folder).rows
+    return read_dataset(folder)
+
+
+def _check_tokenizer(lm: LanguageModel, facts: Mapping[str, Any], folder: Path | None) -> None:
+    """Refuse a set whose token ids mean something else to this model."""
+    known = facts.get("tokenizer")
+    if known is not None and known != lm.tokenizer_fingerprint:
+        raise DataError(
+            f"the set in {folder} was written with the tokenizer of {facts.get('model', 'another model')}, for which "
+            f"its token ids mean something else than for {lm.name}: curate it again for this model"
+        )
+
+
+def _note_size(lm: LanguageModel, spec: Spec, rows: CalibrationSet) -> None:
+    """Say so where a method that solves with the inputs' matrix is given fewer tokens than that has rows."""
+    widest = max(lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers)
+    if spec.method in SECOND_ORDER and rows.n_tokens < widest:
+        typer.echo(
+            f"note: {rows.n_tokens:,} tokens for layers of up to {widest:,} inputs; {spec.method} solves with a matrix "
+            "of that many rows, and wants several times as many tokens",
+            err=True,
+        )
 
 
 def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
@@ -394,7 +439,10 @@ def _show_report(report: CompressionReport, written: Export | None, out: Path, a
         amount = f"{done['keep']:.1%} of the parameters of queries, keys, gates and ups"
     typer.echo(f"{report.spec.label}: {len(report.layers)} layers, {amount}, {report.seconds:.0f} s")
     if report.output_error is not None:
-        typer.echo(f"relative error of the layers' outputs, on average: {report.output_error:.4g}")
+        typer.echo(
+            "relative error of the layers' outputs, on average, on the calibration set itself: "
+            f"{report.output_error:.4g} (of fewer tokens it is lower; it does not tell which set is better)"
+        )
     if written is not None:
         typer.echo(
             f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the "

@@ -35,7 +35,9 @@ def curate(
     strategy: Annotated[
         str,
         curation_option(
-            help="How to choose: cola, proxy, random, uniform_mix and so on; an unknown name lists all.", metavar="NAME"
+            help="How to choose: cola (the paper's), proxy (for texts like the model's use), random, uniform_mix and "
+            "so on; an unknown name lists all.",
+            metavar="NAME",
         ),
     ] = "cola",
     option: Annotated[
@@ -80,6 +82,8 @@ def curate(
     how many tokens they have, how diverse they are and what of the target they represent. The same arguments give the
     same bytes. `cola compress --calibration DIR` takes it, and so do other tools.
 
+    cola, proxy and some others run the model over every candidate: on a CPU that takes minutes, and --limit bounds it.
+
     A set for a model that will do mathematics:
 
         cola curate --model smollm2-135m --strategy cola --source c4 --source math \
@@ -98,6 +102,7 @@ def curate(
     check_sources(source)
     lm = load(model, device=device, dtype=dtype)
     began = time.perf_counter()
+    typer.echo(f"{strategy} chooses from {', '.join(source)} ...", err=True)
     made = curation.curate(
         lm,
         strategy,
@@ -196,9 +201,12 @@ def _show_set(facts: Mapping[str, Any]) -> None:
         ],
     )
     if "diversity" in facts:
-        typer.echo(f"  Vendi score: {facts['diversity']['vendi_score']:g} effectively different rows")
+        typer.echo(
+            f"  Vendi score: {facts['diversity']['vendi_score']:g} effectively different rows (near 1 for any texts)"
+        )
     for capability, own in facts.get("representativeness", {}).items():
-        typer.echo(f"  {capability}: coverage {own['coverage']:.3f}, MMD {own['mmd']:.3f}")
+        nearer = "higher is nearer), MMD", "lower is nearer)"
+        typer.echo(f"  {capability}: coverage {own['coverage']:.3f} ({nearer[0]} {own['mmd']:.3f} ({nearer[1]}")
 
 
 def _draw_sets(sets: Sequence[CalibrationSet], names: Sequence[str], picture: Path) -> None:

@@ -383,7 +383,7 @@ def nearest_to_centres(vectors: np.ndarray, n_clusters: int, seed: int, *, n_ini
     else:
         raise DataError(
             f"{len(vectors):,} candidates, {len(different):,} of them different, cannot make {n_clusters:,} clusters: "
-            "ask for fewer rows or add a source"
+            "ask for fewer rows, or for shorter ones, or add a source"
         )
     if len(vectors) > MANY:
         clustering = MiniBatchKMeans(n_clusters, n_init=n_init, random_state=seed, batch_size=PART)

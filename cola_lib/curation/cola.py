@@ -314,6 +314,7 @@ class Cola(Strategy):
     def choose(self, brief: Brief) -> CalibrationSet:
         """See :meth:`Strategy.select`."""
         rows = brief.rows(COLA_COMPOSITION if self.composition else PLAIN)
+        _warn_of_short(brief, rows)
         kept: Sequence[int] = range(len(rows))
         if self.domain:
             of_source = by_source(rows)
@@ -333,12 +334,11 @@ class Cola(Strategy):
         brief : Brief
             What is asked for.
         among : collection of str, optional
-            Sources that the second stage leaves rows of; default all. The others are named in a warning: a source that
-            has nothing to give must not take the place of one that has.
+            Sources that the second stage leaves rows of; default all. A source that has nothing to give must not
+            take the place of one that has.
         """
         pool = brief.pool
-        if among is not None and (empty := [source for source in pool.sources if source not in among]):
-            log.warning("no sample of %s is long enough for rows of %d tokens", ", ".join(empty), brief.seq_len)
+        if among is not None and set(among) != set(pool.sources):
             pool = pool.only(among)
         return cover(
             pool,
@@ -348,3 +348,18 @@ class Cola(Strategy):
             n_sources=self.n_sources,
             embedding=self.embedding,
         )
+
+
+def _warn_of_short(brief: Brief, rows: Rows) -> None:
+    """Name the sources that lose most of their texts because they are short for such rows."""
+    held = {name for some in rows.tokens.sample_ids for name in some}
+    for source, some in brief.pool.samples.items():
+        lost = sum(sample.id not in held for sample in some)
+        if 2 * lost > len(some):
+            log.warning(
+                "%d of %d texts of %s are too short for rows of %d tokens, and left out; ask for shorter rows",
+                lost,
+                len(some),
+                source,
+                brief.seq_len,
+            )

@@ -25,7 +25,7 @@ from cola_lib.curation.lexical import repeated_ngrams
 from cola_lib.curation.target import Target
 from cola_lib.errors import DataError, OutputError
 from cola_lib.folders import written_whole
-from cola_lib.models import LanguageModel
+from cola_lib.models import LanguageModel, fingerprint_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -216,7 +216,8 @@ def curated(
     """
     ids = rows.token_lists()
     texts = tuple(tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False))
-    return Curated(rows, texts, {**facts, "set": describe(rows), "cola_lib": version("cola-lib")})
+    about = {"tokenizer": fingerprint_tokenizer(tokenizer), "set": describe(rows), "cola_lib": version("cola-lib")}
+    return Curated(rows, texts, {**facts, **about})
 
 
 def write_dataset(made: Curated, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -344,6 +345,12 @@ def read_dataset(folder: str | os.PathLike[str]) -> Curated:
     import pyarrow.parquet as pq
 
     folder = Path(folder)
+    if not folder.is_dir():
+        what = "a file, and a curated set is a folder; give a file as a source" if folder.exists() else "not there"
+        raise DataError(f"no curated set {folder}: it is {what}")
+    for name in (TABLE, FACTS):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} holds no curated set: {name} is missing; `cola curate` makes one")
     try:
         table = pq.read_table(folder / TABLE)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -362,10 +369,6 @@ def read_dataset(folder: str | os.PathLike[str]) -> Curated:
         )
         texts = tuple(table["text"].to_pylist())
         _check_facts(facts)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder} holds no curated set: {error.filename} is missing; `cola curate` makes one"
-        ) from error
     except (
         AttributeError,
         KeyError,
@@ -448,9 +451,13 @@ def card(facts: Mapping[str, Any]) -> str:
     ]
     if "diversity" in facts:
         score = facts["diversity"]["vendi_score"]
-        lines.append(f"- Vendi score in activation space: {score:g} effectively different rows of {about['rows']:,}")
+        lines += [
+            f"- Vendi score in activation space: {score:g} effectively different rows of {about['rows']:,}. It is near "
+            "1 for any texts, whose activations share one large direction: compare it with other sets of as many rows"
+        ]
     if "representativeness" in facts:
-        lines += ["", "| capability | coverage | MMD |", "|---|---:|---:|"]
+        lines += ["", "How near the set comes to the target's texts: nearer is a higher coverage and a lower MMD.", ""]
+        lines += ["| capability | coverage | MMD |", "|---|---:|---:|"]
         lines += [
             f"| {capability} | {own['coverage']:.3f} | {own['mmd']:.3f} |"
             for capability, own in facts["representativeness"].items()
@@ -469,19 +476,39 @@ def _use(about: Mapping[str, Any]) -> list[str]:
     return [
         "## Use",
         "",
-        "`cola compress --calibration FOLDER`, or in other tools, which take the rows as they are if they are told so:",
+        "`cola compress --calibration FOLDER`, or in other tools, which take the rows as they are if they are told so.",
+        "Both need environments of their own: `pip install llmcompressor datasets`, `pip install gptqmodel datasets`.",
         "",
         "```python",
+        "import datasets",
+        "",
         'rows = datasets.load_dataset("FOLDER", split="train").select_columns(["input_ids", "attention_mask"])',
+        "",
         "# llm-compressor: a plain dataset it would shuffle or sort",
-        'oneshot(model=model, recipe=recipe, dataset=torch.utils.data.DataLoader(rows.with_format("torch")))',
+        "from llmcompressor import oneshot",
+        "from llmcompressor.modifiers.gptq import GPTQModifier",
+        "from torch.utils.data import DataLoader",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("CHECKPOINT", dtype="auto")',
+        'weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}',
+        'groups = {"group_0": {"targets": ["Linear"], "weights": weights}}',
+        'recipe = GPTQModifier(config_groups=groups, ignore=["re:.*lm_head"])',
+        'oneshot(model=model, recipe=recipe, dataset=DataLoader(rows.with_format("torch")))',
+        'model.save_pretrained("packed", save_compressed=True)',
+        'AutoTokenizer.from_pretrained("CHECKPOINT").save_pretrained("packed")',
+        "",
         "# GPTQModel: otherwise it drops short rows, and would tokenize the column text again",
+        "from gptqmodel import GPTQModel, QuantizeConfig",
+        "",
+        'model = GPTQModel.load("CHECKPOINT", QuantizeConfig(bits=4, group_size=32))',
         "model.quantize(list(rows), calibration_sort=None, calibration_data_min_length=0)",
+        'model.save("packed")',
         "```",
     ]
 
 
-PROVENANCE = ("strategy", "options", "target", "model", "pool", "n_samples", "n_tokens", "seed")
+PROVENANCE = ("strategy", "options", "target", "model", "tokenizer", "pool", "n_samples", "n_tokens", "seed")
 """Facts that say how a set was made."""
 
 

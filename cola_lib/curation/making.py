@@ -91,12 +91,13 @@ def curate(
     else:
         generator = torch.Generator().manual_seed(seed)
         rows = made.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=aim, generator=generator)
+    drawn = "" if limit is None else f" (at most {limit:,} texts, drawn by the seed)"
     facts = {
         "strategy": chooser,
         "options": dict(options or {}),
         "target": aim.name if aim else "none",
         "model": f"{lm.name} ({lm.fingerprint})",
-        "pool": list(sources) if limit is None else [f"{source} (first {limit:,})" for source in sources],
+        "pool": [source + drawn for source in sources],
         "seed": seed,
         **({"n_samples": n_samples} if n_samples is not None else {"n_tokens": n_tokens}),
         **(measure(rows, lm, aim) if measured else {}),

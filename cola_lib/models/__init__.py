@@ -1,7 +1,14 @@
 """Models: loading, and one table of architectures."""
 
 from cola_lib.models.architectures import ARCHITECTURES, Architecture, InputGroup, Producer, architecture_of
-from cola_lib.models.loading import EMBEDDED, LanguageModel, load_model, resolve_device, resolve_dtype
+from cola_lib.models.loading import (
+    EMBEDDED,
+    LanguageModel,
+    fingerprint_tokenizer,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
 from cola_lib.models.rounding import InputRounding
 from cola_lib.models.tiny import byte_tokenizer, tiny_model
 
@@ -15,6 +22,7 @@ __all__ = [
     "Producer",
     "architecture_of",
     "byte_tokenizer",
+    "fingerprint_tokenizer",
     "load_model",
     "resolve_device",
     "resolve_dtype",

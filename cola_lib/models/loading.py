@@ -144,16 +144,14 @@ class LanguageModel:
             if self._rounding:  # a model that rounds nothing keeps the name it had before there was rounding
                 facts["input_rounding"] = {name: asdict(rounding) for name, rounding in self.input_rounding.items()}
             if self.tokenizer is not None:
-                facts["tokenizer"] = self._reading
+                facts["tokenizer"] = self.tokenizer_fingerprint
             self._fingerprint = fingerprint(facts)
         return self._fingerprint
 
     @cached_property
-    def _reading(self) -> str:
-        """Hash of the tokenizer: its vocabulary, and what it makes of a text in which tokenizers differ."""
-        ids = self.tokenizer(_READ, add_special_tokens=True)["input_ids"]
-        ends = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]
-        return fingerprint({"vocabulary": self.tokenizer.get_vocab(), "ids": ids, "ends": ends})
+    def tokenizer_fingerprint(self) -> str:
+        """Hash of how the tokenizer reads, see :func:`fingerprint_tokenizer`; kept once known."""
+        return fingerprint_tokenizer(self.tokenizer)
 
     @property
     def input_rounding(self) -> dict[str, InputRounding]:
@@ -270,6 +268,30 @@ _RARE = frozenset(
 """Settings that few architectures have, and that change what a model computes from the same weights."""
 
 
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash a tokenizer: its vocabulary, and what it makes of a text in which tokenizers differ.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Any.
+
+    Returns
+    -------
+    str
+        The same for two tokenizers whose tokens mean the same.
+
+    Examples
+    --------
+    >>> from cola_lib.models import byte_tokenizer, fingerprint_tokenizer, tiny_model
+    >>> fingerprint_tokenizer(byte_tokenizer()) == tiny_model().tokenizer_fingerprint
+    True
+    """
+    ids = tokenizer(_READ, add_special_tokens=True)["input_ids"]
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return fingerprint({"vocabulary": tokenizer.get_vocab(), "ids": ids, "ends": ends})
+
+
 def resolve_device(device: str = "auto") -> torch.device:
     """Turn a device name into a device.
 
@@ -363,7 +385,11 @@ def _refuse_quantized(config: PretrainedConfig, name: str) -> None:
     packed = getattr(config, "quantization_config", None)
     if packed:
         method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else type(packed).__name__
-        raise ColaError(f"model {name!r} is quantized already ({method}); give the checkpoint it was made from")
+        raise ColaError(
+            f"model {name!r} is quantized already ({method}), and packed integers are not read here. To compress, give "
+            "the checkpoint it was made from; to evaluate, write the same compression again with --save-as dense. "
+            "A model that rounds activations too is evaluated by what runs it, such as vLLM"
+        )
 
 
 def load_model(
