@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from cola_lib.curation import (
     greedy_cover,
     greedy_volume,
     k_centres,
+    load_target,
     repeated_ngrams,
     select_streaming,
     strategy,
@@ -241,6 +243,18 @@ def test_an_even_mixture_is_even(pool, lm):
 
 def test_random_rows_of_one_source(pool, lm):
     assert set(select("random", pool, lm, source="code").sources) == {"code"}
+    with pytest.raises(DataError, match="source 'c5' is not among the pool's sources, which are: math, code, web"):
+        select("random", pool, lm, source="c5")
+
+
+def test_a_source_that_is_all_target_is_refused_as_such(tmp_path):
+    path = tmp_path / "users.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Tell me about {x}."}) + "\n" for x in ("cats", "rain", "tea")))
+    target = load_target(str(path))
+    with pytest.raises(DataError, match=r"all 3 texts of .*users\.jsonl stand for the target already; give .* split"):
+        Pool.load([str(path)], without=target.sample_ids)
+    some = set(sorted(target.sample_ids)[:2])
+    assert len(Pool.load([str(path)], without=some).samples[str(path)]) == 1
 
 
 def test_shuffled_words_are_the_same_words(pool, lm):
@@ -498,7 +512,7 @@ def test_a_source_without_rows_takes_no_place_in_stage_one(lm, caplog):
     pool = Pool({"math": [sample("math", i, "7") for i in range(9)], "web": texts("web", 12)})
     chosen = select("cola", pool, lm, n=3, n_sources=1, embedding="tfidf")
     assert set(chosen.sources) == {"web"}
-    assert "no sample of math is long enough for rows of 24 tokens" in caplog.text
+    assert "9 of 9 texts of math are too short for rows of 24 tokens" in caplog.text
 
 
 def test_greedy_volume_equals_the_determinant_step_by_step():

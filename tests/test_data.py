@@ -295,7 +295,6 @@ def test_rationale_can_be_left_out(name, assets_dir):
         ("mmlu:subject=anatomi", "nearest: anatomy"),
         ("mbpp:language=pyton", "nearest: python"),
         ("mmlu:group=humanity", "unknown group of source 'mmlu' 'humanity'; nearest: humanities"),
-        ("c4:level=5", "takes no filters"),
     ],
 )
 def test_unknown_names_get_the_nearest(name, message):
@@ -306,6 +305,10 @@ def test_unknown_names_get_the_nearest(name, message):
 def test_bad_grammar():
     with pytest.raises(DataError, match="'level5' is not of the form key=value"):
         load_samples("math:level5")
+    with pytest.raises(DataError, match=r"'0\.7' is not of the form key=value\. .*mixed evenly.*for Python"):
+        load_samples("c4:0.7")
+    with pytest.raises(DataError, match="unknown filter of source 'c4' 'language': this source takes no filters$"):
+        load_samples("c4:language=de")
     with pytest.raises(DataError, match="'level' comes twice"):
         load_samples("math:level=5:level=4")
     with pytest.raises(UnknownNameError, match="nearest: evaluation"):
@@ -462,6 +465,59 @@ def test_txt(tmp_path):
         load_samples(str(path))
 
 
+@pytest.mark.parametrize(
+    ("content", "warned"), [("one\ntwo\n\n", True), ("one\n", False), ("one\n\ntwo\nthree", False), (" \none\n", False)]
+)
+def test_a_txt_of_lines_that_are_one_text_is_told(tmp_path, caplog, content, warned):
+    path = tmp_path / "lines.txt"
+    path.write_text(content)
+    assert load_samples(str(path))
+    told = "lines.txt is 1 text of 2 lines: separate texts by blank lines, or use .jsonl" in caplog.text
+    assert told == warned
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize("chat", [CHAT, [{"from": "human", "value": "Hi"}]])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_chat_messages_are_refused_with_what_to_do(tmp_path, chat, suffix):
+    path = tmp_path / f"chats.{suffix}"
+    if suffix == "jsonl":
+        write_jsonl(path, {"n": 1, "messages": chat})
+    else:
+        pq.write_table(pa.table({"n": [1], "messages": [chat]}), path)
+    for name in (str(path), f"{path}:column=messages"):
+        with pytest.raises(DataError, match="lists of chat messages are not read.*apply_chat_template.*--format chat"):
+            load_samples(name)
+
+
+def test_a_column_is_named_with_the_syntax(tmp_path):
+    path = write_jsonl(tmp_path / "notext.jsonl", {"id": "7", "body": "a text", "n": 1})
+    with pytest.raises(DataError, match=r"as in (\S*notext\.jsonl:column=body); there are: id, body, n$"):
+        load_samples(str(path))
+    assert load_samples(f"{path}:column=body")[0].text == "a text"
+    write_jsonl(path, {"n": 1})
+    with pytest.raises(DataError, match="no other column holds a text; there are: n$"):
+        load_samples(str(path))
+
+
+def test_a_path_that_is_not_read_is_told_apart_from_an_unknown_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("codes").mkdir()
+    with pytest.raises(DataError, match="source 'codes' is a folder; that of a dataset is given as 'hf:codes'"):
+        load_samples("codes")
+    for name in ("users.json", "users.csv"):
+        Path(name).write_text("x")
+        with pytest.raises(DataError, match=rf"source '{name}' is a file .*\.jsonl, \.parquet and \.txt are"):
+            load_samples(name)
+    Path("users.jsonl.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"is given as 'hf:users\.jsonl\.gz'"):
+        load_samples("users.jsonl.gz")
+    with pytest.raises(UnknownNameError, match="unknown source"):
+        load_samples("nothing.csv")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "txt"])
 def test_missing_file(tmp_path, suffix):
     with pytest.raises(DataError, match=f"no file .*nothing.{suffix}"):
@@ -557,6 +613,13 @@ def test_local_dataset(folder):
         load_samples(f"hf:{folder}::train:bodyy")
     with pytest.raises(DataError, match="split trane"):
         load_samples(f"hf:{folder}::trane")
+    for split in ("train", "test"):
+        write_jsonl(folder / f"{split}.jsonl", {"n": 1, "body": "a text"})
+    for name, advised in ((f"hf:{folder}", f"hf:{folder}:::body"), (f"hf:{folder}::train[:1]", "train[:1]:body")):
+        with pytest.raises(DataError) as caught:
+            load_samples(name)
+        assert f"{advised}; there are: " in str(caught.value)
+    assert [s.text for s in load_samples(f"hf:{folder}:::body")] == ["a text"]
     with pytest.raises(DataError, match="config no-such"):
         load_samples(f"hf:{folder}:no-such")
 

@@ -10,6 +10,7 @@ import torch
 from cola_lib.calibration import CalibrationSet, random_tokens_set
 from cola_lib.curation.base import Brief, Strategy, alternating, by_source, register
 from cola_lib.curation.pool import Rows
+from cola_lib.errors import DataError
 
 
 def even(brief: Brief, rows: Rows) -> list[int]:
@@ -57,6 +58,11 @@ class Random(Strategy):
 
     def choose(self, brief: Brief) -> CalibrationSet:
         """See :meth:`Strategy.select`."""
+        if self.source is not None and self.source not in brief.pool.sources:
+            raise DataError(
+                f"strategy {self.name!r}: source {self.source!r} is not among the pool's sources, which are: "
+                f"{', '.join(brief.pool.sources)}"
+            )
         rows = brief.rows()
         eligible = range(len(rows)) if self.source is None else by_source(rows).get(self.source, [])
         return brief.take(rows, [eligible[i] for i in brief.shuffled(len(eligible))])

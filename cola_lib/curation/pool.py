@@ -220,17 +220,23 @@ class Pool(Remembering):
         limit : int, optional
             Take no more than so many samples of each source.
         without : container of str
-            Ids of samples to leave out, such as those that stand for the target.
+            Ids of samples that stand for the target, and are left out.
 
         Raises
         ------
         DataError
-            If a source is empty, or one of your own repeats evaluation items.
+            If a source is empty, or nothing but the target's texts, or one of your own repeats evaluation items.
         """
         samples = {}
         for name in sources:
             drawn = draw_samples(source_samples(name), seed=seed, draw=draw, n_draws=n_draws)
-            samples[name] = [sample for sample in drawn if sample.id not in without][:limit]
+            kept = [sample for sample in drawn if sample.id not in without]
+            if drawn and not kept:
+                raise DataError(
+                    f"all {len(drawn):,} texts of {name} stand for the target already; give the pool other texts, or "
+                    "split the file: one part for the target, one for the pool"
+                )
+            samples[name] = kept[:limit]
         return cls(samples)
 
     @property

@@ -29,6 +29,11 @@ OPTIONAL = ("domain", "language", "difficulty", "subject", "reasoning", "split_k
 _LOCAL = re.compile(r"^(?P<path>.+?(?:\.jsonl|\.parquet|\.txt))(?::column=(?P<column>.+))?$")
 _ONE_FILE = re.compile(r"\.(?:jsonl?|parquet)(?:\.gz|\.zst)?$")
 _FIRST = re.compile(r"train(?:\[:(?P<n>\d{1,18})\])?")
+_CHAT = (
+    "lists of chat messages are not read: render them with the tokenizer's apply_chat_template(messages, "
+    "tokenize=False) into a column 'text', or give columns 'question' and 'answer' and take format chat "
+    "(cola compress --format chat)"
+)
 _COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice, as in train[:100]
 
 Row = tuple[str, Mapping[str, Any]]
@@ -57,19 +62,56 @@ def is_external(name: str) -> bool:
     return name.startswith("hf:") or _LOCAL.match(name) is not None
 
 
+def unread_path(name: str) -> str:
+    """Say how to give a path that exists and is not read as it is written.
+
+    Parameters
+    ----------
+    name : str
+        What was given as a source, and is neither the name of one nor external.
+
+    Returns
+    -------
+    str
+        What it is and what to do; empty if nothing is there.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.data.external import unread_path
+    >>> Path("corpus").mkdir()
+    >>> unread_path("corpus"), unread_path("c4")
+    ("is a folder; that of a dataset is given as 'hf:corpus'", '')
+    """
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return f"is a folder; that of a dataset is given as {'hf:' + name!r}"
+        if not path.is_file():
+            return ""
+    except (OSError, RuntimeError, ValueError):  # no name that a path can have: then it was not meant as one
+        return ""
+    if _ONE_FILE.search(name) and path.suffix in (".gz", ".zst"):
+        return f"is a packed file, which is given as {'hf:' + name!r}"
+    return (
+        f"is a file of a kind that is not read: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} are. Write it anew as "
+        '.jsonl, one {"text": "..."} a line'
+    )
+
+
 def load_external(name: str) -> list[Sample]:
     """Read a dataset that the user names.
 
     Parameters
     ----------
     name : str
-        ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be
-        a local folder, or one file of a dataset: ``"hf:allenai/c4/en/c4-train.00000-of-01024.json.gz"``,
-        of which ``::train[:1000]`` takes the first rows; or a path ending in ``.jsonl``, ``.parquet`` or
-        ``.txt``, the first two with ``:column=NAME`` if the text is in another column than ``text`` or
-        ``content``. Records with ``question`` and ``answer`` are joined to a text; ``reasoning``, ``choices``,
-        ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are kept, the last
-        with a hash of the text behind it, so that records which share one stay apart. Those of
+        ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be a local folder,
+        or one file of a dataset: ``"hf:allenai/c4/en/c4-train.00000-of-01024.json.gz"``, of which ``::train[:1000]``
+        takes the first rows; or a path ending in ``.jsonl``, ``.parquet`` or ``.txt``, the first two with
+        ``:column=NAME`` if the text is in another column than ``text`` or ``content``; the texts of a ``.txt`` are
+        parted by blank lines. Records with ``question`` and ``answer`` are joined to a text; ``reasoning``,
+        ``choices``, ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are
+        kept, the last with a hash of the text behind it, so that records which share one stay apart. Those of
         CommonsenseQA, MathQA and CodeQA are read from the columns that their publishers gave them.
 
     Returns
@@ -127,7 +169,7 @@ def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None
     if column is None:
         record = as_question(record, where)
     question, answer = _string(record, "question", where), _string(record, "answer", where)
-    text = _text(record, column, where)
+    text = _text(name, record, column, where)
     if not text.strip():
         return None
     given = {key: _string(record, key, where) for key in OPTIONAL}
@@ -149,7 +191,7 @@ def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None
     )
 
 
-def _text(record: Mapping[str, Any], column: str | None, where: str) -> str:
+def _text(name: str, record: Mapping[str, Any], column: str | None, where: str) -> str:
     if column is not None:
         if column not in record:
             raise UnknownNameError(f"column, at {where},", column, record)
@@ -160,9 +202,34 @@ def _text(record: Mapping[str, Any], column: str | None, where: str) -> str:
     if "question" in record and "answer" in record:
         question, answer = _string(record, "question", where), _string(record, "answer", where)
         return question_answer(question or "", answer or "", _string(record, "reasoning", where))
-    raise DataError(
-        f"{where}: no column 'text' or 'content', and not both 'question' and 'answer'; name the column that holds "
-        f"the text, one of: {', '.join(map(str, record)) or '(none)'}"
+    problem = f"{where}: no column 'text' or 'content', and not both 'question' and 'answer'"
+    columns = ", ".join(map(str, record)) or "(none)"
+    texts = {key: value for key, value in record.items() if isinstance(value, str)}
+    if texts:
+        longest = max(texts, key=lambda key: len(texts[key]))  # a text is longer than an id or a label
+        how = f"name the column that holds the text, as in {_with_column(name, longest)}"
+        raise DataError(f"{problem}; {how}; there are: {columns}")
+    for key, value in record.items():
+        if _is_chat(value):
+            raise DataError(f"{problem}; column {key!r} holds a chat, and {_CHAT}")
+    raise DataError(f"{problem}, and no other column holds a text; there are: {columns}")
+
+
+def _with_column(name: str, column: str) -> str:
+    """Name of a source that reads another column."""
+    if not name.startswith("hf:"):
+        return f"{name}:column={column}"
+    dataset, config, split, *_ = [*_COLON.split(name.removeprefix("hf:")), "", ""]
+    return f"hf:{dataset}:{config}:{split}:{column}"
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages, as datasets for fine-tuning have them."""
+    roles = ("role", "from")
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and any(role in turn for role in roles) for turn in value)
     )
 
 
@@ -172,7 +239,8 @@ def _string(record: Mapping[str, Any], key: str, where: str) -> str | None:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise DataError(f"{where}: {key!r} should be a text, and is a {type(value).__name__}")
+    advice = f"; {_CHAT}" if _is_chat(value) else ""
+    raise DataError(f"{where}: {key!r} should be a text, and is a {type(value).__name__}{advice}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -231,9 +299,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
-    for number, document in enumerate(re.split(r"\n[ \t]*\n\s*", _decoded(path)), start=1):
+    documents = [document.strip("\n") for document in re.split(r"\n[ \t]*\n\s*", _decoded(path))]
+    texts = [document for document in documents if document.strip()]
+    if len(texts) == 1 and (n_lines := texts[0].strip().count("\n") + 1) > 1:  # most likely meant as one text a line
+        log.warning("source %s is 1 text of %d lines: separate texts by blank lines, or use .jsonl", str(path), n_lines)
+    for number, document in enumerate(documents, start=1):
         if document.strip():
-            yield f"{path}, document {number}", {"text": document.strip("\n")}
+            yield f"{path}, document {number}", {"text": document}
 
 
 _READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".txt": _text_rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
@@ -13,6 +14,12 @@ from cola_lib.data.overlap import EvaluationIndex, overlap_groups
 from cola_lib.data.sample import Sample
 from cola_lib.data.split import BENCHMARK_FRACTION, EVALUATION_ONLY, TEXT_FRACTION, Split, part
 from cola_lib.errors import DataError, SpecError, UnknownNameError
+
+WEIGHTS = (
+    ". From the command line sources are mixed evenly; other shares are for Python: cola_lib.calibration.interleave "
+    "mixes sets of different sizes, and a set's rows may have weights"
+)
+_NUMBER = re.compile(r"\d*\.?\d+%?")
 
 LEVELS = ("1", "2", "3", "4", "5")
 YES_NO = ("no", "yes")
@@ -349,6 +356,8 @@ def source_info(name: str) -> SourceInfo:
     ------
     UnknownNameError
         If no source has that name.
+    DataError
+        If it is a folder, or a file of a kind that is not read.
 
     Examples
     --------
@@ -359,6 +368,8 @@ def source_info(name: str) -> SourceInfo:
     """
     head = name.split(":", 1)[0]
     if head not in SOURCES:
+        if problem := external.unread_path(name):
+            raise DataError(f"source {name!r} {problem}")
         raise UnknownNameError("source", head, SOURCES, HINT)
     return SOURCES[head]
 
@@ -474,16 +485,18 @@ def parse_filters(name: str, info: SourceInfo) -> dict[str, str]:
     UnknownNameError
         If a key or a value is unknown.
     DataError
-        If a part is not ``key=value``, or a key comes twice.
+        If a part is not ``key=value``, a key comes twice, or the source takes no filters.
     """
     found: dict[str, str] = {}
     for part_ in name.split(":")[1:]:
         key, equals, value = part_.partition("=")
         if not equals:
-            raise DataError(f"source {name!r}: {part_!r} is not of the form key=value")
+            advice = WEIGHTS if _NUMBER.fullmatch(part_) else ""
+            raise DataError(f"source {name!r}: {part_!r} is not of the form key=value{advice}")
+        if not info.filters:
+            raise DataError(f"unknown filter of source {info.name!r} {key!r}: this source takes no filters")
         if key not in info.filters:
-            hint = "" if info.filters else "This source takes no filters"
-            raise UnknownNameError(f"filter of source {info.name!r}", key, info.filters, hint)
+            raise UnknownNameError(f"filter of source {info.name!r}", key, info.filters)
         if key in found:
             raise DataError(f"source {name!r}: filter {key!r} comes twice; join its values with a comma")
         for one in value.split(","):
