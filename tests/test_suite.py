@@ -8,15 +8,17 @@ import pytest
 
 from cola_lib.data import load_samples, source_names
 from cola_lib.errors import DataError, UnknownNameError
-from cola_lib.evaluate import CAPABILITIES, TASKS, EvalItem, Suite, capability_suite, rows_of, source_suite
+from cola_lib.evaluate import CAPABILITIES, LINES, TASKS, EvalItem, Suite, capability_suite, rows_of, source_suite
 from cola_lib.evaluate import suite as suite_module
+from cola_lib.evaluate.requests import split_spaces
 
 BUDGET = 3000
 
 
 @pytest.fixture(scope="module")
 def suite(smollm2_tokenizer) -> Suite:
-    return capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET)
+    """The suite in which tasks take turns, of the pilot's stored cells."""
+    return capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, balance="items")
 
 
 def cost(item: EvalItem, tokenizer) -> int:
@@ -57,14 +59,14 @@ def test_ids_are_unique_and_from_the_evaluation_half(suite):
 
 
 def test_the_same_arguments_give_the_same_suite(suite, smollm2_tokenizer):
-    again = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET)
+    again = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, balance="items")
     assert again.items == suite.items and again.fingerprint == suite.fingerprint
-    other = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, seed=1)
+    other = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, seed=1, balance="items")
     assert other.fingerprint != suite.fingerprint
 
 
 def test_a_smaller_budget_gives_the_first_items_of_a_larger_one(suite, smollm2_tokenizer):
-    small = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET // 2)
+    small = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET // 2, balance="items")
     for capability in CAPABILITIES:
         first = of(small, capability)
         assert 0 < len(first) < len(of(suite, capability))
@@ -72,7 +74,7 @@ def test_a_smaller_budget_gives_the_first_items_of_a_larger_one(suite, smollm2_t
 
 
 def test_a_capability_alone_is_what_it_is_among_others(suite, smollm2_tokenizer):
-    alone = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, capabilities=["math"])
+    alone = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, capabilities=["math"], balance="items")
     assert list(alone.items) == of(suite, "math")
 
 
@@ -119,7 +121,11 @@ def test_a_short_document_is_left_out_and_counted(smollm2_tokenizer, monkeypatch
 
 def test_long_items_are_left_out_and_counted(smollm2_tokenizer):
     short = capability_suite(
-        smollm2_tokenizer, tokens_per_capability=BUDGET, capabilities=["commonsense"], max_length=100
+        smollm2_tokenizer,
+        tokens_per_capability=BUDGET,
+        capabilities=["commonsense"],
+        balance="items",
+        max_length=100,
     )
     assert max(len(r.fed) for item in short.items for r in item.requests(smollm2_tokenizer)) <= 100
     too_long = short.count_table().set_index("task")["too_long"]
@@ -179,8 +185,57 @@ def test_an_unknown_capability_has_nearest_names(smollm2_tokenizer):
 
 def test_the_default_suite_is_what_it_was(smollm2_tokenizer):
     # Written down: stored cells are found by it. If it has to change, raise the revision "suite".
-    small = capability_suite(smollm2_tokenizer, tokens_per_capability=1120)
+    small = capability_suite(smollm2_tokenizer, tokens_per_capability=1120, balance="items")
     assert (small.fingerprint, len(small.items)) == ("8e590fcd43f37b169d08", 59)
+
+
+# ------------------------------------------------------------------------------- tasks of equal weight, gold alone
+
+
+@pytest.fixture(scope="module")
+def balanced(smollm2_tokenizer) -> Suite:
+    return capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET, capabilities=(*CAPABILITIES, *LINES))
+
+
+def test_tasks_of_a_capability_bring_about_equal_bytes(balanced):
+    for capability, rows in balanced.count_table().groupby("capability"):
+        items = of(balanced, capability)
+        scored = max(len(answer.encode()) for item in items for _, answer in [item.pairs[item.gold]])
+        assert rows["bytes"].max() - rows["bytes"].min() <= scored, "a task is ahead by its last item at most"
+        answers = [split_spaces(*item.pairs[item.gold])[1] for item in items]
+        assert rows["bytes"].sum() == sum(len(answer.encode()) for answer in answers)
+
+
+def test_tasks_with_answers_of_a_few_tokens_decide_no_capability(balanced):
+    assert balanced.capabilities == (*CAPABILITIES, *LINES)
+    for line in LINES:
+        assert {item.task for item in of(balanced, line)} == {line}
+        assert all(item.task != line for capability in CAPABILITIES for item in of(balanced, capability))
+
+
+def test_a_smaller_balanced_budget_gives_the_first_items_of_a_larger_one(balanced, smollm2_tokenizer):
+    small = capability_suite(smollm2_tokenizer, tokens_per_capability=BUDGET // 2)
+    for capability in CAPABILITIES:
+        assert of(small, capability) == of(balanced, capability)[: len(of(small, capability))] != []
+
+
+def test_the_gold_choice_alone_costs_less_and_has_the_same_likelihood(balanced, smollm2_tokenizer):
+    options = {"tokens_per_capability": BUDGET, "capabilities": ["commonsense"]}
+    alone = capability_suite(smollm2_tokenizer, **options, choices="gold")
+    whole = {item.id: item for item in of(balanced, "commonsense")}
+    assert len(alone.items) > len(whole)
+    for item in alone.items:
+        assert len(item.continuations) == 1
+        if item.id in whole:
+            other = whole[item.id]
+            assert item.requests(smollm2_tokenizer) == (other.requests(smollm2_tokenizer)[other.gold],)
+
+
+def test_an_unknown_balance_or_choice_of_choices_is_named(smollm2_tokenizer):
+    with pytest.raises(UnknownNameError, match="balance"):
+        capability_suite(smollm2_tokenizer, balance="tokens")
+    with pytest.raises(UnknownNameError, match="choices"):
+        capability_suite(smollm2_tokenizer, choices="best")
 
 
 # ------------------------------------------------------------------------------------------- over any sources

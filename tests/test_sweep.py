@@ -17,6 +17,7 @@ from cola_lib.curation import STRATEGIES
 from cola_lib.errors import ClusterError, ColaError, NumericsError, SpecError, UnknownNameError
 from cola_lib.experiments import (
     RANDOM_TOKENS,
+    Experiment,
     ResultStore,
     Sweep,
     look_at_sweep,
@@ -26,9 +27,11 @@ from cola_lib.experiments import (
 )
 from cola_lib.experiments.engines import Worker
 from cola_lib.experiments.sweep import SetTask
+from cola_lib.models import tiny_model
 from tests.tiny_models import tiny_language_model
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps").glob("*.yml"))
+EVIDENCE = sorted((Path(__file__).parents[1] / "notebooks" / "sweeps" / "evidence").glob("*.yml"))
 SMALL = {"n_samples": 2, "seq_len": 32, "target_samples": 2, "target_texts": 4}
 GOOD = {"sources": ["c4"], "methods": [{"method": "wanda"}]}
 
@@ -338,6 +341,40 @@ def test_tasks_are_plain(sweep):
     assert pickle.loads(pickle.dumps(sweep.tasks())) == sweep.tasks()
     assert pickle.loads(pickle.dumps(sweep)) == sweep
     assert Worker(sweep).look(SetTask(sweep.models[0], 2, 32)) == (2, 2)
+
+
+def test_a_source_may_be_cut_in_a_way_of_its_own(tmp_path):
+    made = {"source": "c4", "n_samples": 2, "seq_len": 64, "split_rows": 16}
+    given = {"sources": ["c4", made], "methods": [{"method": "wanda"}], "draws": 1, "n_draws": 3, "n_samples": 4}
+    sweep = read_sweep(write(tmp_path, given))
+    _, plain, cut = sweep.tasks()
+    experiment = Experiment(seq_len=32)
+    vars(experiment)["lm"] = tiny_model()
+    rows, labels = (getattr(sweep.labelled_set(cut, experiment), name) for name in ("build", "labels"))
+    assert (rows().n_samples, rows().seq_len, labels["split_rows"], labels["n_draws"]) == (8, 16, 16, 3)
+    same = experiment.calibration("c4", 0, 3, n_samples=2, seq_len=64, split_rows=16)
+    assert rows().fingerprint == same.fingerprint
+    assert sweep.labelled_set(plain, experiment).labels == {"source": "c4", "draw": 0, "n_draws": 3}
+
+
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_grids_of_the_evidence_share_one_partition_store_and_suite(path):
+    sweep = read_sweep(path)
+    assert (sweep.n_draws, sweep.store, sweep.evaluate.choices) == (12, "results/evidence", "gold")
+    assert sweep.evaluate.balance == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"draws": 3, "n_draws": 2}, "3 draws cannot be taken of 2"),
+        ({"sources": [{"source": "c4", "rows": 3}]}, "rows"),
+        ({"evaluate": {"balance": "tokens"}}, "balance"),
+    ],
+)
+def test_a_partition_or_a_way_that_makes_no_sense_is_refused(tmp_path, change, said):
+    with pytest.raises(SpecError, match=said):
+        read_sweep(write(tmp_path, {"sources": ["c4"], "methods": [{"method": "wanda"}]} | change))
 
 
 # ------------------------------------------------------------------------------------ the command line

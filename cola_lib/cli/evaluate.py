@@ -156,9 +156,10 @@ def evaluate(
     check_name("suite", suite, SUITES)
     from cola_lib import evaluate as evaluation
 
-    wanted = capability or evaluation.CAPABILITIES
+    lines = (*evaluation.CAPABILITIES, *evaluation.LINES)
+    wanted = capability or lines
     for name in wanted:
-        check_name("capability", name, evaluation.CAPABILITIES)
+        check_name("capability", name, lines)
     lm = load(model, device=device, dtype=dtype)
     chosen = evaluation.capability_suite(
         lm.tokenizer, tokens_per_capability=tokens_per_capability, seed=seed, capabilities=wanted

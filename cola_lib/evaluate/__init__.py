@@ -6,7 +6,10 @@ from cola_lib.evaluate.requests import Request, Row, encode_request, rows_of
 from cola_lib.evaluate.scores import DERIVED, with_derived
 from cola_lib.evaluate.suite import (
     CAPABILITIES,
+    LINES,
     TASKS,
+    Balance,
+    Choices,
     EvalItem,
     Suite,
     Task,
@@ -18,7 +21,10 @@ from cola_lib.evaluate.suite import (
 __all__ = [
     "CAPABILITIES",
     "DERIVED",
+    "LINES",
     "TASKS",
+    "Balance",
+    "Choices",
     "EvalItem",
     "Reference",
     "Request",

@@ -391,12 +391,14 @@ class Head:
     def __init__(self, model: PreTrainedModel, logit_bytes: int) -> None:
         self._head: nn.Module = model.get_output_embeddings()
         self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-        self._divisor: float = getattr(model.config, "logits_scaling", None) or 1.0  # Granite
+        self._divisor: float | None = getattr(model.config, "logits_scaling", None)  # Granite
         self._rows = max(1, logit_bytes // (4 * self._head.weight.shape[0]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits in float32, of shape (n, vocabulary)."""
-        logits = self._head(hidden).float() / self._divisor
+        logits = self._head(hidden).float()
+        if self._divisor:
+            logits = logits / self._divisor
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
     @property

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
+from typing import Literal, get_args
 
 import pandas as pd
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cola_lib.data import Sample, load_samples
 from cola_lib.errors import DataError, UnknownNameError
-from cola_lib.evaluate.requests import Request, encode_request, rows_of
+from cola_lib.evaluate.requests import Request, encode_request, rows_of, split_spaces
 from cola_lib.fingerprint import fingerprint
 from cola_lib.revisions import revisions
 
@@ -23,6 +24,13 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = ("language", "commonsense", "math", "code", "knowledge")
 """What a model can do, reported one by one and never only as an average."""
+
+LINES = ("lambada", "boolq")
+"""Tasks that are reported on lines of their own and decide no capability: an answer has one to three tokens, so that a
+handful of tokens would carry most of the capability's noise."""
+
+Balance = Literal["bytes", "items"]
+Choices = Literal["all", "gold"]
 
 WINDOW_TOKENS = 128
 """Length of a scored text window. Short windows give a budget more documents, and so narrower intervals."""
@@ -116,6 +124,8 @@ class TaskCount:
         Those in the suite.
     tokens : int
         Tokens that must be run to score them.
+    bytes : int
+        UTF-8 bytes of their gold continuations, which bits per byte divides by.
     too_long, too_short : int
         Items that were met on the way and left out.
 
@@ -131,6 +141,7 @@ class TaskCount:
     available: int
     items: int = 0
     tokens: int = 0
+    bytes: int = 0
     too_long: int = 0
     too_short: int = 0
 
@@ -347,6 +358,8 @@ def capability_suite(
     tokens_per_capability: int = 4096,
     seed: int = 0,
     capabilities: Sequence[str] = CAPABILITIES,
+    balance: Balance = "bytes",
+    choices: Choices = "all",
     max_length: int = MAX_LENGTH,
 ) -> Suite:
     """Draw a fixed sample of items for each capability.
@@ -362,19 +375,25 @@ def capability_suite(
         Of the sample. The same seed and budget give the same items; a smaller budget gives the first
         items of a larger one.
     capabilities : sequence of str
-        Which of :data:`CAPABILITIES`.
+        Which of :data:`CAPABILITIES` and :data:`LINES`.
+    balance : {"bytes", "items"}
+        ``"bytes"``: the next item comes from the task with the fewest scored bytes so far, so that each task has
+        about the same weight in the capability's bits per byte. ``"items"``: the tasks take turns, and
+        :data:`LINES` count in the capability that they belong to, as in the pilot's evidence.
+    choices : {"all", "gold"}
+        ``"gold"`` leaves the wrong choices out. Bits per byte are the same at less cost; there is no accuracy.
     max_length : int
         Items with a request of more tokens are left out, and counted in ``Suite.counts``.
 
     Returns
     -------
     Suite
-        Within a capability the tasks take turns, so each has the same number of items until one runs dry.
+        Capability by capability, each within the budget.
 
     Raises
     ------
     UnknownNameError
-        If a capability is not known.
+        If a capability, ``balance`` or ``choices`` is not known.
     DataError
         If the budget does not hold one item of each task of a capability.
 
@@ -386,20 +405,33 @@ def capability_suite(
     >>> suite.capabilities, {item.task for item in suite.items} == {"gsm8k", "math"}
     (('math',), True)
     """
+    _check_names(balance, choices)
+    tasks = TASKS
+    if balance == "bytes":
+        tasks = tuple(replace(task, capability=task.name) if task.name in LINES else task for task in TASKS)
+    known = tuple(dict.fromkeys(task.capability for task in tasks))
     for name in capabilities:
-        if name not in CAPABILITIES:
-            raise UnknownNameError("capability", name, CAPABILITIES)
+        if name not in known:
+            raise UnknownNameError("capability", name, known)
     filled = [
         _fill(
             capability,
-            [_Queue(task, tokenizer, seed, max_length) for task in TASKS if task.capability == capability],
+            [_Queue(task, tokenizer, seed, max_length, choices) for task in tasks if task.capability == capability],
             tokens_per_capability,
             "tokens_per_capability",
+            balance=balance,
         )
-        for capability in CAPABILITIES
+        for capability in (*CAPABILITIES, *LINES)
         if capability in capabilities
     ]
     return _suite(filled, "capabilities", tokens_per_capability, seed)
+
+
+def _check_names(balance: str, choices: str) -> None:
+    if balance not in get_args(Balance):
+        raise UnknownNameError("balance", balance, get_args(Balance))
+    if choices not in get_args(Choices):
+        raise UnknownNameError("choices", choices, get_args(Choices))
 
 
 LEAST_ITEMS = 2
@@ -413,6 +445,7 @@ def source_suite(
     *,
     tokens_per_source: int,
     seed: int = 0,
+    choices: Choices = "all",
     max_length: int = MAX_LENGTH,
     name: str = "sources",
 ) -> Suite:
@@ -435,6 +468,8 @@ def source_suite(
     seed : int
         Of the sample. The same seed and budget give the same items; a smaller budget gives the first
         items of a larger one. What one source gives does not depend on the others.
+    choices : {"all", "gold"}
+        As in :func:`capability_suite`.
     max_length : int
         Items with a request of more tokens are left out, and counted in ``Suite.counts``.
     name : str
@@ -471,11 +506,12 @@ def source_suite(
     >>> {(item.capability, item.task) for item in suite.items}
     {('sums', 'sums')}
     """
+    _check_names("items", choices)
     if not sources:
         raise DataError("a suite over no sources has no items; name at least one, as in {'de': 'multilingual:...'}")
     filled = []
     for label, source in sources.items():
-        queue = _Queue(Task(label, label, source), tokenizer, seed, max_length, continued=True)
+        queue = _Queue(Task(label, label, source), tokenizer, seed, max_length, choices, continued=True)
         items, counts = _fill(label, [queue], tokens_per_source, "tokens_per_source", least=LEAST_ITEMS)
         if len({_sample_id(item.id) for item in items}) < LEAST_ITEMS:
             raise DataError(
@@ -500,8 +536,16 @@ def _suite(filled: Sequence[_Filled], name: str, budget: int, seed: int) -> Suit
     )
 
 
-def _fill(capability: str, queues: Sequence[_Queue], budget: int, parameter: str, *, least: int = 1) -> _Filled:
-    """Take items from a capability's tasks in turns, until the next one would not fit.
+def _fill(
+    capability: str,
+    queues: Sequence[_Queue],
+    budget: int,
+    parameter: str,
+    *,
+    balance: Balance = "items",
+    least: int = 1,
+) -> _Filled:
+    """Take items from the task that has the least so far, until the next one would not fit.
 
     Stopping there, instead of looking for a smaller item, is what makes a small budget's items the first of
     a large one's, and keeps long items from being passed over.
@@ -510,17 +554,17 @@ def _fill(capability: str, queues: Sequence[_Queue], budget: int, parameter: str
     spent = 0
     waiting = list(queues)
     while waiting:
-        for queue in tuple(waiting):
-            item, cost = next(queue, (None, 0))
-            if item is None:
-                waiting.remove(queue)
-                continue
-            if spent + cost > budget:
-                _check_every_task(capability, queues, budget, spent + cost, parameter, least)
-                return items, [queue.count for queue in queues]
-            queue.take(cost)
-            items.append(item)
-            spent += cost
+        queue = min(waiting, key=lambda queue: getattr(queue.count, balance))  # the first of equals
+        item, cost = next(queue, (None, 0))
+        if item is None:
+            waiting.remove(queue)
+            continue
+        if spent + cost > budget:
+            _check_every_task(capability, queues, budget, spent + cost, parameter, least)
+            return items, [queue.count for queue in queues]
+        queue.take(item, cost)
+        items.append(item)
+        spent += cost
     _check_every_task(capability, queues, budget, spent, parameter, least)
     log.warning(
         "%s: all %d items together have %d tokens, fewer than the budget of %d",
@@ -563,12 +607,20 @@ class _Queue(Iterator[tuple[EvalItem, int]]):
     """
 
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int, *, continued: bool = False
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        max_length: int,
+        choices: Choices = "all",
+        *,
+        continued: bool = False,
     ) -> None:
         samples = load_samples(task.source, "evaluation")
         ranked = sorted(samples, key=lambda sample: _rank(seed, sample.id))
         self._samples = _with_rests(ranked, tokenizer) if continued else iter(ranked)
         self._task, self._tokenizer, self._max_length = task, tokenizer, max_length
+        self._gold_only = choices == "gold"
         self.count = TaskCount(task.name, task.capability, available=len(samples))
 
     def __next__(self) -> tuple[EvalItem, int]:
@@ -578,6 +630,9 @@ class _Queue(Iterator[tuple[EvalItem, int]]):
                 self.count = replace(self.count, too_short=self.count.too_short + 1)
                 continue
             item = EvalItem(f"{self._task.name}/{sample.id}", self._task.capability, self._task.name, *worded)
+            if self._gold_only:
+                context, answer = item.pairs[item.gold]
+                item = replace(item, context=context, continuations=(answer,), gold=0)
             requests = item.requests(self._tokenizer)
             if max(len(request.fed) for request in requests) > self._max_length:
                 self.count = replace(self.count, too_long=self.count.too_long + 1)
@@ -585,9 +640,12 @@ class _Queue(Iterator[tuple[EvalItem, int]]):
             return item, sum(row.n_tokens for row in rows_of(tuple(dict.fromkeys(requests))))
         raise StopIteration
 
-    def take(self, cost: int) -> None:
+    def take(self, item: EvalItem, cost: int) -> None:
         """Count the item that was handed out last as taken."""
-        self.count = replace(self.count, items=self.count.items + 1, tokens=self.count.tokens + cost)
+        context, answer = item.pairs[item.gold]
+        scored = len(split_spaces(context, answer)[1].encode())
+        count = self.count
+        self.count = replace(count, items=count.items + 1, tokens=count.tokens + cost, bytes=count.bytes + scored)
 
 
 def _with_rests(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:

@@ -170,7 +170,7 @@ class Worker:
                     experiment.run_sets(
                         sets,
                         [method] if method else [],
-                        n_draws=self._sweep.draws,
+                        n_draws=self._sweep.divided,
                         propagate=self._sweep.propagate,
                         dense=first,
                         progress=False,
@@ -206,7 +206,7 @@ class Worker:
         there = experiment.list_sets(
             sets,
             [method for method in methods if method],
-            n_draws=self._sweep.draws,
+            n_draws=self._sweep.divided,
             propagate=self._sweep.propagate,
             dense=not task.calibrated,
         )
@@ -361,7 +361,8 @@ def _set_name(sweep: Sweep, task: SetTask) -> str:
     if not task.calibrated:
         return "no data"
     if task.source is not None:
-        return task.source if isinstance(task.source, str) else "+".join(task.source)
+        made = "".join(f", {name} {value}" for name, value in task.options)
+        return (task.source if isinstance(task.source, str) else "+".join(task.source)) + made
     chooser, options = sweep.choice(task)
     return chooser.label if options["target"] is None else f"{chooser.label} for {options['target']}"
 

@@ -12,7 +12,7 @@ from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random
 from cola_lib.compress import Spec, method_spec
 from cola_lib.curation import GENERAL, TARGET_SAMPLES, Pool, Strategy, Target, load_target, strategy
 from cola_lib.errors import SpecError
-from cola_lib.evaluate import CAPABILITIES, Suite, capability_suite, source_suite
+from cola_lib.evaluate import CAPABILITIES, Balance, Choices, Suite, capability_suite, source_suite
 from cola_lib.experiments.cells import Label
 from cola_lib.experiments.features import run_activations
 from cola_lib.experiments.outside import OutsideRecipe, run_outside
@@ -70,6 +70,8 @@ class Experiment:
         Packed results below the store.
     capabilities : sequence of str
         What is measured.
+    balance, choices
+        As in :func:`~cola_lib.evaluate.capability_suite`. The default is the suite of the pilot's stored cells.
     layout : {"pack", "truncate", "pad"}
         How samples become rows.
     seed : int
@@ -112,6 +114,8 @@ class Experiment:
     store: str | os.PathLike[str] = "results"
     packed: Sequence[str | os.PathLike[str]] = ()
     capabilities: Sequence[str] = CAPABILITIES
+    balance: Balance = "items"
+    choices: Choices = "all"
     layout: Layout = "pack"
     seed: int = 0
     device: str = "auto"
@@ -134,11 +138,18 @@ class Experiment:
     def suite(self) -> Suite:
         """The fixed sample of evaluation items."""
         if self.evaluate_on is not None:
-            return source_suite(self.lm.tokenizer, self.evaluate_on, tokens_per_source=self.tokens_per_capability)
+            return source_suite(
+                self.lm.tokenizer,
+                self.evaluate_on,
+                tokens_per_source=self.tokens_per_capability,
+                choices=self.choices,
+            )
         return capability_suite(
             self.lm.tokenizer,
             tokens_per_capability=self.tokens_per_capability,
             capabilities=tuple(self.capabilities),
+            balance=self.balance,
+            choices=self.choices,
         )
 
     @cached_property
@@ -293,7 +304,8 @@ class Experiment:
         n_draws : int
             Into how many disjoint draws its source is divided.
         """
-        return LabelledSet(partial(self.calibration, **{"n_draws": n_draws, **condition}), _labels(condition))
+        build = partial(self.calibration, **{"n_draws": n_draws, **condition})
+        return LabelledSet(build, {**_labels(condition), "n_draws": n_draws})
 
     def run_sets(
         self,
@@ -647,7 +659,8 @@ class Experiment:
         def build() -> CalibrationSet:
             return self.select(chooser, pool, draw=draw, target=target, **sizes).rows
 
-        return LabelledSet(build, {"source": chooser.label, "draw": draw, "target": target})
+        labels = {"source": chooser.label, "draw": draw, "n_draws": sizes.get("n_draws", 1), "target": target}
+        return LabelledSet(build, labels)
 
     def activations(
         self, sources: Sequence[str | Sequence[str]], *, draws: int | Sequence[int] = 3, n_draws: int | None = None

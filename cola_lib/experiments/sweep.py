@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -21,7 +21,7 @@ from cola_lib.compress import METHODS, spec_class
 from cola_lib.curation import GENERAL, STRATEGIES, TARGET_SAMPLES
 from cola_lib.data import TARGETS
 from cola_lib.errors import ColaError, SpecError
-from cola_lib.evaluate import CAPABILITIES
+from cola_lib.evaluate import CAPABILITIES, LINES, Balance, Choices
 from cola_lib.experiments.experiment import Experiment, LabelledSet, as_spec, as_strategy
 from cola_lib.statistics import Propagate
 
@@ -103,8 +103,8 @@ def _targets(given: Any) -> Any:
 
 
 def _capability(given: Any) -> Any:
-    if isinstance(given, str) and given not in CAPABILITIES:
-        raise _refused(_unknown("capability", given, CAPABILITIES))
+    if isinstance(given, str) and given not in (*CAPABILITIES, *LINES):
+        raise _refused(_unknown("capability", given, (*CAPABILITIES, *LINES)))
     return given
 
 
@@ -127,6 +127,34 @@ Sizes = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_leng
 
 class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Drawn(_Checked):
+    """Calibration sets of one source that are made in a way of their own.
+
+    Parameters
+    ----------
+    source : str or sequence of str
+        A source, or several to be mixed evenly.
+    n_samples, seq_len, layout
+        Instead of the sweep's.
+    format, segment_len, split_rows, repeat
+        As in :meth:`~cola_lib.experiments.Experiment.calibration`.
+    """
+
+    source: Name | Annotated[tuple[Name, ...], Field(min_length=1)]
+    n_samples: Positive | None = None
+    seq_len: Positive | None = None
+    layout: Layout | None = None
+    format: Name | None = None
+    segment_len: Positive | None = None
+    split_rows: Positive | None = None
+    repeat: Positive | None = None
+
+    @property
+    def options(self) -> tuple[tuple[str, Any], ...]:
+        """What it sets, besides the source."""
+        return tuple(self.model_dump(exclude={"source"}, exclude_none=True).items())
 
 
 class Choosing(_Checked):
@@ -156,9 +184,13 @@ class Evaluation(_Checked):
     Parameters
     ----------
     capabilities : sequence of str
-        Of :data:`cola_lib.evaluate.CAPABILITIES`.
+        Of :data:`cola_lib.evaluate.CAPABILITIES` and :data:`cola_lib.evaluate.LINES`.
     tokens_per_capability : int
         Size of the evaluation, in tokens run.
+    balance : {"bytes", "items"}
+        How a capability's tasks share its tokens, as in :func:`cola_lib.evaluate.capability_suite`.
+    choices : {"all", "gold"}
+        ``"gold"`` scores the right answers alone: bits per byte at less cost, and no accuracy.
     sources : mapping of str to str, optional
         Instead of capabilities: for each name, the source whose evaluation half is scored under it.
     """
@@ -167,6 +199,8 @@ class Evaluation(_Checked):
         CAPABILITIES
     )
     tokens_per_capability: Positive = 2048
+    balance: Balance = "bytes"
+    choices: Choices = "all"
     sources: dict[Name, Name] | None = None
 
 
@@ -199,12 +233,16 @@ class Sweep(_Checked):
         Names or paths for :func:`~cola_lib.models.load_model`.
     methods : sequence of mapping
         Such as ``{method: gptq, bits: 3}``. One that reads no data is one cell a model.
-    sources : sequence of str, or of sequences of str
-        Sources; several in one list are mixed evenly.
+    sources : sequence of str, of sequences of str, or of mappings
+        Sources; several in one list are mixed evenly. A mapping, such as ``{source: c4, split_rows: 128}``, makes the
+        sets of a source in a way of its own, see :class:`Drawn`.
     strategies : Choosing, optional
         Strategies that choose sets, besides or instead of sources.
     draws : int
-        Disjoint draws of every source or pool.
+        Disjoint draws of every source or pool that are taken.
+    n_draws : int, optional
+        Into how many disjoint draws a source or pool is divided, which decides what each holds. Default: as many as are
+        taken.
     n_samples, seq_len : int or sequence of int
         Size of the sets; several of either are crossed.
     layout : {"pack", "truncate", "pad"}
@@ -251,9 +289,10 @@ class Sweep(_Checked):
     about: str = ""
     models: Names = ("smollm2-135m",)
     methods: Annotated[tuple[Annotated[dict[str, Any], BeforeValidator(_method)], ...], Field(min_length=1)]
-    sources: tuple[Name | Names, ...] = ()
+    sources: tuple[Name | Names | Drawn, ...] = ()
     strategies: Choosing | None = None
     draws: Positive = 3
+    n_draws: Positive | None = None
     n_samples: Sizes = (8,)
     seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_listed), Field(min_length=1)] = (256,)
     layout: Layout = "pack"
@@ -275,6 +314,8 @@ class Sweep(_Checked):
             raise _refused("there is nothing to calibrate on: give sources, strategies or both")
         for field in ("models", "n_samples", "seq_len"):
             _refuse_twice(field, getattr(self, field))
+        if self.n_draws is not None and self.n_draws < self.draws:
+            raise _refused(f"n_draws: {self.draws} draws cannot be taken of {self.n_draws}")
         if self.strategies is not None:
             known = [GENERAL, *self.targets]
             for target in self.strategies.targets:
@@ -286,6 +327,11 @@ class Sweep(_Checked):
         if self.resources.gpus == 0 and self.device.startswith("cuda"):
             raise _refused(f"device {self.device!r} needs resources: {{gpus: 1}}")
         return self
+
+    @property
+    def divided(self) -> int:
+        """Into how many disjoint draws a source or pool is divided."""
+        return self.n_draws or self.draws
 
     @property
     def calibrated(self) -> tuple[dict[str, Any], ...]:
@@ -312,7 +358,12 @@ class Sweep(_Checked):
 
     def _tasks_of(self, one: SetTask) -> list[SetTask]:
         """Every source and every strategy with each of its targets, for one model, size and draw."""
-        tasks = [dataclasses.replace(one, source=source) for source in self.sources]
+        tasks = [
+            dataclasses.replace(one, source=each.source, options=each.options)
+            if isinstance(each, Drawn)
+            else dataclasses.replace(one, source=each)
+            for each in self.sources
+        ]
         if self.strategies is not None:
             for position, chooser in enumerate(map(as_strategy, self.strategies.choose)):
                 for target in self.strategies.targets if chooser.needs_target else (None,):
@@ -343,6 +394,8 @@ class Sweep(_Checked):
             seq_len=self.seq_len[0],
             tokens_per_capability=self.evaluate.tokens_per_capability,
             capabilities=self.evaluate.capabilities,
+            balance=self.evaluate.balance,
+            choices=self.evaluate.choices,
             evaluate_on=self.evaluate.sources,
             store=self.store,
             packed=self.packed,
@@ -366,7 +419,7 @@ class Sweep(_Checked):
             Of the task's model and size.
         """
         if task.source is not None:
-            return experiment.source_set({"source": task.source, "draw": task.draw}, self.draws)
+            return experiment.source_set({"source": task.source, "draw": task.draw, **dict(task.options)}, self.divided)
         chooser, options = self.choice(task)
         return experiment.chosen_set(chooser, options.pop("pool"), **options)
 
@@ -383,7 +436,7 @@ class Sweep(_Checked):
         return as_strategy(self.strategies.choose[task.strategy]), {
             "pool": self.strategies.pool,
             "draw": task.draw,
-            "n_draws": self.draws,
+            "n_draws": self.divided,
             "target": task.target,
             "limit": self.strategies.limit,
         }
@@ -407,6 +460,8 @@ class SetTask:
         Or, which of the sweep's strategies chooses it.
     target : str, optional
         For what.
+    options : tuple of (str, object)
+        How the source's sets are made, where that differs from the sweep's way; see :class:`Drawn`.
 
     Examples
     --------
@@ -422,6 +477,7 @@ class SetTask:
     source: Source | None = None
     strategy: int | None = None
     target: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def calibrated(self) -> bool:
@@ -502,7 +558,9 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
 def _place(path: Sequence[Any]) -> tuple[Any, ...]:
     """Where a value stands, without the names that pydantic has for the alternatives of a type."""
     return tuple(
-        part for part in path if isinstance(part, int) or not re.match(r"constrained-|tuple\[|function-", part)
+        part
+        for part in path
+        if isinstance(part, int) or not re.match(r"constrained-|tuple\[|function-|Drawn$|str$", part)
     )
 
 
@@ -533,6 +591,14 @@ def _fields(path: Sequence[Any]) -> list[str]:
     """Keys that are allowed at a place of a sweep."""
     kind: type[BaseModel] = Sweep
     for part in path:
-        hint = kind.model_fields[part].annotation
-        kind = next(each for each in (hint, *get_args(hint)) if isinstance(each, type) and issubclass(each, BaseModel))
+        if isinstance(part, str):
+            kind = next(_models(kind.model_fields[part].annotation))
     return list(kind.model_fields)
+
+
+def _models(hint: Any) -> Iterator[type[BaseModel]]:
+    """Find the models among a type and its parts."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        yield hint
+    for part in get_args(hint):
+        yield from _models(part)
