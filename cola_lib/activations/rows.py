@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cola_lib.arithmetic import fast_products
 from cola_lib.calibration import CalibrationSet
 from cola_lib.errors import DataError, NumericsError, SpecError, UnknownNameError
 from cola_lib.models import LanguageModel
@@ -472,6 +473,7 @@ def row_features(
     return found
 
 
+@fast_products()
 def _run(lm: LanguageModel, input_ids: Tensor) -> None:
     """Run the decoder until the last probe has seen what it needs."""
     try:

@@ -57,16 +57,22 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"cola-lib {importlib.metadata.version('cola-lib')}")
-        raise typer.Exit
+def _show_version(verbose: bool) -> None:
+    typer.echo(f"cola-lib {importlib.metadata.version('cola-lib')}")
+    if verbose:
+        from cola_lib.arithmetic import measured_products
+
+        for name in ("numpy", "torch", "transformers"):
+            typer.echo(f"{name} {importlib.metadata.version(name)}")
+        typer.echo(f"float32 products on the CPU: {measured_products()}")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version, also show what computes: packages and products.")
     ] = False,
     plugin: Annotated[
         list[str] | None,
@@ -78,6 +84,11 @@ def _common(
     ] = None,
 ) -> None:
     # typer takes its --help from the Typer object; what stands here runs before every command
+    if version:
+        _show_version(verbose)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        fail("no command was given (see cola --help)", BAD_INPUT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cola_lib").setLevel(logging.INFO)
     load_plugins(plugin or [])

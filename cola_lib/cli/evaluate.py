@@ -155,6 +155,7 @@ def evaluate(
         raise SpecError(f"suite {suite!r} is for --backend lm-eval; the backend likelihood has {', '.join(SUITES)}")
     check_name("suite", suite, SUITES)
     from cola_lib import evaluate as evaluation
+    from cola_lib.arithmetic import measured_products
 
     lines = (*evaluation.CAPABILITIES, *evaluation.LINES)
     wanted = capability or lines
@@ -180,7 +181,7 @@ def evaluate(
         "device": str(lm.device),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "versions": {name: importlib.metadata.version(name) for name in ("cola-lib", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        | {"python": platform.python_version(), "float32 products": measured_products().backend},
     }
     write_json(result | {"items": json.loads(scores.to_json(orient="records", double_precision=15))}, out)
     _show_scores(result, out, as_json)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from cola_lib.arithmetic import measured_products
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.quantized import QuantizedWeight
 from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
@@ -102,6 +103,7 @@ class CompressionReport:
         del plain["quantized"]
         plain["spec"] = {k: v for k, v in dataclasses.asdict(self.spec).items()}
         plain["label"] = self.spec.label
+        plain["products"] = measured_products().backend
         plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
         plain["revisions"] = revisions("walk", "tokenize", *self.spec.key()["revisions"])
         return plain

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from cola_lib.arithmetic import fast_products
 from cola_lib.compress.awq import awq_on_grid
 from cola_lib.compress.gptq import gptq_on_grid
 from cola_lib.compress.lowrank import joint_lowrank
@@ -404,6 +405,7 @@ def _report(
 
 
 @torch.no_grad()
+@fast_products()
 def compress_block(
     block: nn.Module,
     name: str,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cola_lib.arithmetic import fast_products
 from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.evaluate.requests import Request, Row, rows_of, split_spaces
 from cola_lib.evaluate.scores import with_derived
@@ -91,6 +92,7 @@ class Reference:
     head: Tensor
 
 
+@fast_products()
 def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = None) -> Reference:
     """Keep what :func:`evaluate` needs to compare another model's distributions with this one's.
 
@@ -134,6 +136,7 @@ def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = 
     return Reference(hidden, lm.model.get_output_embeddings().weight)
 
 
+@fast_products()
 def evaluate(
     lm: LanguageModel,
     suite: Suite,

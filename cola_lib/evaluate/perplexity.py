@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cola_lib.activations import length_batches
+from cola_lib.arithmetic import fast_products
 from cola_lib.calibration import CalibrationSet
 from cola_lib.errors import DataError, NumericsError
 from cola_lib.evaluate.likelihood import BATCH_TOKENS, LOGIT_BYTES, Head
@@ -14,6 +15,7 @@ from cola_lib.models import LanguageModel
 
 
 @torch.no_grad()
+@fast_products()
 def row_nll(
     lm: LanguageModel, rows: CalibrationSet, *, batch_tokens: int | None = None, progress: bool = True
 ) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from cola_lib.arithmetic import measured_products
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import DERIVED, with_derived
 from cola_lib.fingerprint import fingerprint
@@ -293,7 +294,7 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose arithmetic a result rests on.
+    """Versions of Python and the packages whose arithmetic a result rests on, and which product they used.
 
     Returns
     -------
@@ -307,7 +308,8 @@ def current_versions() -> dict[str, str]:
     True
     """
     names = ("cola-lib", "numpy", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
+    return versions | {"float32 products": measured_products().backend}
 
 
 _version = cache(version)  # which reads and parses the package's files each time

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cola_lib.arithmetic import fast_products
 from cola_lib.errors import UnknownNameError
 from cola_lib.models import LanguageModel
 from cola_lib.statistics.inputs import ChannelStatistics, ChannelSums, InputStatistics, LayerStatistics
@@ -94,6 +95,7 @@ def _recorded(blocks: nn.ModuleList, calls: list[tuple[Tensor, dict[str, Any]]])
         yield
 
 
+@fast_products()
 def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
     """Run everything before the first block, and learn what the model hands to each block.
 
@@ -125,6 +127,7 @@ def _on(device: torch.device, value: Any) -> Any:
     return value
 
 
+@fast_products()
 def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Tensor:
     """Run one block over one batch, on the block's device, and bring the output back to where the batch waits."""
     output = block(batch.hidden.to(device), **_on(device, batch.arguments[index]))
