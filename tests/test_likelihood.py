@@ -17,7 +17,7 @@ from cola_lib.errors import DataError, NumericsError, SpecError
 from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, reference_of, rows_of
 from cola_lib.evaluate.likelihood import JS_STRIDE, N_BINS, Head, _check_head, plan_batches
 from cola_lib.evaluate.requests import Request
-from cola_lib.models import LanguageModel
+from cola_lib.models import LanguageModel, tiny_model
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_models import MODEL_TYPES, tiny_language_model
 
@@ -340,3 +340,22 @@ def test_a_reference_of_something_else_is_refused(pair, models_by_kind):
         head.data = head * 2
     with pytest.raises(SpecError, match="another head"):
         evaluate(after, SUITE, reference=reference, progress=False)
+
+
+# ----------------------------------------------------------------------------------------------- another data type
+
+
+def test_evaluating_in_bfloat16_moves_scores_a_little_and_the_model_not_at_all():
+    lm = tiny_model()
+    suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    before, parameters = lm.fingerprint, [p.data_ptr() for p in lm.model.parameters()]
+    exact = evaluate(lm, suite, progress=False)
+    reference = reference_of(lm, suite, dtype=torch.bfloat16)
+    coarse = evaluate(lm, suite, reference=reference, dtype=torch.bfloat16, progress=False)
+    assert coarse["nll"].item() != exact["nll"].item()
+    assert coarse["nll"].item() == pytest.approx(exact["nll"].item(), rel=0.02)
+    assert coarse["js_divergence"].item() == pytest.approx(0, abs=1e-6)
+    lm.weights_changed()
+    assert lm.fingerprint == before and [p.data_ptr() for p in lm.model.parameters()] == parameters
+    with pytest.raises(SpecError, match="dtype"):
+        evaluate(lm, suite, reference=reference, progress=False)

@@ -227,6 +227,16 @@ def test_layer_errors_on_a_target_are_those_of_its_own_statistics(lm, sets, stor
     assert (layers["error_on_other"] > layers["output_error"]).mean() > 0.9  # solved for one, judged on the other
 
 
+def test_the_dtype_of_an_evaluation_is_part_of_a_cell_s_name(lm, sets, store):
+    specs = [method_spec("magnitude", sparsity=0.5)]
+    exact, coarse = (
+        run_grid(lm, [], specs, SUITE, store, eval_dtype=dtype, progress=False) for dtype in (None, "bfloat16")
+    )
+    assert coarse.n_computed == len(coarse.cells) and not set(exact.cells) & set(coarse.cells)
+    own = run_grid(lm, [], specs, SUITE, store, eval_dtype="float32", progress=False)
+    assert own.n_computed == 0 and set(own.cells) == set(exact.cells)
+
+
 def test_targets_are_part_of_a_cell_s_name(lm, sets, store):
     run_grid(lm, sets[:1], SPECS[:1], SUITE, store, progress=False)
     again = run_grid(lm, sets[:1], SPECS[:1], SUITE, store, targets={"t": sets[1]}, progress=False)

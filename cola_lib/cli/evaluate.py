@@ -65,6 +65,12 @@ def evaluate(
         int, items_option(min=1, help="Tokens to run for each capability, contexts included.", metavar="N")
     ] = TOKENS_PER_CAPABILITY,
     seed: Annotated[int, items_option(min=0, help="Seed of the choice of items.", metavar="N")] = SEED,
+    eval_dtype: Annotated[
+        str | None,
+        items_option(
+            help="Data type to compute in, such as bfloat16 for screening.", show_default="the model's", metavar="NAME"
+        ),
+    ] = None,
     limit: Annotated[
         int | None, harness_option(min=1, help="Items of each task.", show_default="all", metavar="N")
     ] = None,
@@ -126,6 +132,7 @@ def evaluate(
     check_name("backend", backend, BACKENDS)
     check_file(out, overwrite=overwrite)
     own = {"--capability": capability is not None, "--seed": seed != SEED}
+    own["--eval-dtype"] = eval_dtype is not None
     own["--tokens-per-capability"] = tokens_per_capability != TOKENS_PER_CAPABILITY
     theirs = {"--limit": limit is not None, "--items": items != "evaluation", "--dataset": dataset != "packaged"}
     theirs |= {"--num-fewshot": num_fewshot is not None, "--max-length": max_length is not None}
@@ -156,6 +163,7 @@ def evaluate(
     check_name("suite", suite, SUITES)
     from cola_lib import evaluate as evaluation
     from cola_lib.arithmetic import measured_products
+    from cola_lib.models import resolve_dtype
 
     lines = (*evaluation.CAPABILITIES, *evaluation.LINES)
     wanted = capability or lines
@@ -166,7 +174,8 @@ def evaluate(
         lm.tokenizer, tokens_per_capability=tokens_per_capability, seed=seed, capabilities=wanted
     )
     began = time.perf_counter()
-    scores = evaluation.evaluate(lm, chosen, progress=progress)
+    computed = resolve_dtype(eval_dtype, lm.device) if eval_dtype else lm.dtype
+    scores = evaluation.evaluate(lm, chosen, dtype=computed, progress=progress)
     result = {
         "model": lm.name,
         "model_fingerprint": lm.fingerprint,
@@ -179,7 +188,7 @@ def evaluate(
         "capabilities": _by_capability(scores),
         "seconds": round(time.perf_counter() - began, 3),
         "device": str(lm.device),
-        "dtype": str(lm.dtype).removeprefix("torch."),
+        "dtype": str(computed).removeprefix("torch."),
         "versions": {name: importlib.metadata.version(name) for name in ("cola-lib", "torch", "transformers")}
         | {"python": platform.python_version(), "float32 products": measured_products().backend},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,8 +93,26 @@ class Reference:
     head: Tensor
 
 
+@contextmanager
+def _computing_in(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Have a model's parameters in another data type while it is evaluated."""
+    if dtype is None or dtype == model.dtype:
+        yield
+        return
+    before = [(parameter, parameter.data) for parameter in model.parameters()]
+    try:
+        for parameter, data in before:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+
+
 @fast_products()
-def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = None) -> Reference:
+def reference_of(
+    lm: LanguageModel, suite: Suite, *, dtype: torch.dtype | None = None, batch_tokens: int | None = None
+) -> Reference:
     """Keep what :func:`evaluate` needs to compare another model's distributions with this one's.
 
     Parameters
@@ -102,8 +121,8 @@ def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = 
         The untouched model.
     suite : Suite
         The items; only their gold continuations are run.
-    batch_tokens : int, optional
-        As in :func:`evaluate`.
+    dtype, batch_tokens
+        As in :func:`evaluate`, which must be given the same ``dtype``.
 
     Returns
     -------
@@ -128,12 +147,12 @@ def reference_of(lm: LanguageModel, suite: Suite, *, batch_tokens: int | None = 
     rows = list(_rows(gold, suite.items, lm.model))
     budget = batch_tokens or BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
     hidden: dict[Request, Tensor] = {}
-    with torch.inference_mode():
+    with _computing_in(lm.model, dtype), torch.inference_mode():
         for batch_rows in _batches(rows, budget):
             batch = _collate(batch_rows, lm.device)
             states = _decode(lm.model, batch)[batch.where].split([r.n_scored for r in batch.requests])
             hidden |= {r: own[::JS_STRIDE].clone() for r, own in zip(batch.requests, states, strict=True)}
-    return Reference(hidden, lm.model.get_output_embeddings().weight)
+        return Reference(hidden, lm.model.get_output_embeddings().weight.data)
 
 
 @fast_products()
@@ -142,6 +161,7 @@ def evaluate(
     suite: Suite,
     *,
     reference: Reference | None = None,
+    dtype: torch.dtype | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -155,6 +175,9 @@ def evaluate(
         The items.
     reference : Reference, optional
         Of the untouched model on this suite, from :func:`reference_of`.
+    dtype : torch.dtype, optional
+        Data type to compute in. Default: that of the model's parameters. ``torch.bfloat16`` is for screening and for
+        large models: it is faster where the processor has bfloat16 products, and moves scores in the third digit.
     batch_tokens : int, optional
         Tokens that run together, padding included; default by device, :data:`BATCH_TOKENS`. It changes
         time and memory, and the numbers by rounding only (below 1e-4).
@@ -214,6 +237,14 @@ def evaluate(
     >>> scores[["item", "n_bytes", "gold"]].to_dict("records")
     [{'item': '1', 'n_bytes': 6, 'gold': 0}]
     """
+    with _computing_in(lm.model, dtype):
+        return _evaluate(lm, suite, reference, batch_tokens, progress)
+
+
+def _evaluate(
+    lm: LanguageModel, suite: Suite, reference: Reference | None, batch_tokens: int | None, progress: bool
+) -> pd.DataFrame:
+    """Score every item with the parameters as they are."""
     model, tokenizer = lm.model, lm.tokenizer
     kind = lm.device.type
     head = Head(model, LOGIT_BYTES.get(kind, LOGIT_BYTES["cuda"]))
@@ -244,7 +275,9 @@ def _check_reference(reference: Reference | None, gold: set[Request], head: Head
     if not gold <= reference.hidden.keys():
         raise SpecError("the reference is of another suite; make it with reference_of on this one")
     if not torch.equal(reference.head, head.weight):
-        raise SpecError("the reference is of a model with another head: distributions of the two do not compare")
+        raise SpecError(
+            "the reference is of a model with another head or dtype: distributions of the two do not compare"
+        )
 
 
 def _rows(asked: Sequence[Sequence[Request]], items: Sequence[EvalItem], model: PreTrainedModel) -> Iterator[Row]:

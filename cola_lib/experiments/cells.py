@@ -43,6 +43,8 @@ class CellKey:
         Of the algorithms that are in neither of the fingerprints above.
     targets : mapping of str to str or None
         Fingerprint of the inputs of each target on which the layers' errors were measured; ``None`` without.
+    eval_dtype : str or None
+        Data type of the evaluation; ``None`` for the model's own.
 
     Examples
     --------
@@ -61,13 +63,15 @@ class CellKey:
     propagate: str | None
     revisions: Mapping[str, int]
     targets: Mapping[str, str] | None = None
+    eval_dtype: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """The cell's name in every store."""
         facts = asdict(self)
-        if self.targets is None:
-            del facts["targets"]  # cells without targets keep the names they had before there were any
+        for name in ("targets", "eval_dtype"):
+            if facts[name] is None:
+                del facts[name]  # cells without it keep the names they had before there was such a thing
         return fingerprint(facts)
 
     @property
@@ -85,6 +89,7 @@ def cell_key(
     calibration: str | None = None,
     propagate: str | None = None,
     targets: Mapping[str, str] | None = None,
+    eval_dtype: str | None = None,
 ) -> CellKey:
     """Name a cell.
 
@@ -103,6 +108,8 @@ def cell_key(
         ``"original"`` or ``"compressed"``.
     targets : mapping of str to str, optional
         Fingerprints of the targets' inputs; dropped for the dense model, which makes no errors.
+    eval_dtype : str, optional
+        Data type of the evaluation, where it is not the model's own.
 
     Returns
     -------
@@ -122,10 +129,11 @@ def cell_key(
     """
     targets = dict(sorted(targets.items())) if targets and spec is not None else None
     if not calibrated:
-        return CellKey(model, suite, spec, None, None, revisions("likelihood"), targets)
+        return CellKey(model, suite, spec, None, None, revisions("likelihood"), targets, eval_dtype)
     if calibration is None or propagate is None:
         raise SpecError(f"a cell of {spec and spec.get('method')} needs a calibration set and a propagation mode")
-    return CellKey(model, suite, spec, calibration, propagate, revisions("likelihood", "walk"), targets)
+    known = revisions("likelihood", "walk")
+    return CellKey(model, suite, spec, calibration, propagate, known, targets, eval_dtype)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class Experiment:
         Rows of a target's set.
     target_texts : int
         Samples of each of a target's sources that strategies choose for.
+    eval_dtype : str, optional
+        Data type of evaluations, such as ``"bfloat16"`` for screening; part of a cell's name. Default: the model's own.
+        Calibration statistics are float32 sums in any case.
     evaluate_on : mapping of str to str, optional
         Instead of capabilities: for each name, the source whose evaluation half is scored under it, see
         :func:`~cola_lib.evaluate.source_suite`.
@@ -122,6 +125,7 @@ class Experiment:
     targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     target_samples: int = 16
     target_texts: int = TARGET_SAMPLES
+    eval_dtype: str | None = None
     evaluate_on: Mapping[str, str] | None = None
     spot_check: bool = False
     overlap: Literal["drop", "raise", "allow"] = "drop"
@@ -350,6 +354,7 @@ class Experiment:
             workspace=self.workspace,
             spot_check=self.spot_check,
             tune=tune,
+            eval_dtype=self.eval_dtype,
             progress=progress,
         )
 
@@ -379,6 +384,7 @@ class Experiment:
             labels=[each.labels for each in sets],
             dense=dense,
             targets=self.target_sets(n_draws),
+            eval_dtype=self.eval_dtype,
         )
 
     def pool(self, sources: Sequence[str], draw: int = 0, n_draws: int = 1, *, limit: int | None = None) -> Pool:

@@ -23,7 +23,7 @@ from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, cur
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
-from cola_lib.models import LanguageModel
+from cola_lib.models import LanguageModel, resolve_dtype
 from cola_lib.revisions import revisions
 from cola_lib.statistics import PROPAGATE, Propagate
 
@@ -208,6 +208,7 @@ def run_grid(
     workspace: Workspace | None = None,
     spot_check: bool = False,
     tune: Tuning | None = None,
+    eval_dtype: str | None = None,
     progress: bool = True,
 ) -> GridResult:
     """Evaluate every method under every calibration set.
@@ -243,6 +244,8 @@ def run_grid(
     tune : Tuning, optional
         Train every compressed model further before it is evaluated; part of a cell's name, and of its label. The
         dense model stays as it is.
+    eval_dtype : str, optional
+        Data type of the evaluation, such as ``"bfloat16"``; part of a cell's name. Default: the model's own.
     progress : bool
         Show a bar over cells, in a notebook or a terminal.
 
@@ -286,7 +289,7 @@ def run_grid(
         raise SpecError("without a suite there is nothing to measure on a dense, a tuned or a checked model")
     sets = _labelled(calibration_sets, labels)
     specs = [settle(lm, spec) for spec in specs]
-    grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace(), tune)
+    grid = _Grid(lm, suite, store, propagate, targets or {}, workspace or Workspace(), tune, eval_dtype)
     n_tuned = sum(spec.calibrated for spec in specs)
     total = dense + len(specs) - n_tuned + n_tuned * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
@@ -334,12 +337,13 @@ def list_cells(
     labels: Sequence[Mapping[str, Label]] | None = None,
     dense: bool = True,
     targets: Mapping[str, CalibrationSet] | None = None,
+    eval_dtype: str | None = None,
 ) -> dict[str, bool]:
     """Name the cells that :func:`run_grid` would read or compute, and compute none.
 
     Parameters
     ----------
-    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets
+    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets, eval_dtype
         As in :func:`run_grid`.
 
     Returns
@@ -347,7 +351,7 @@ def list_cells(
     dict of str to bool
         Whether each cell is in the store, by its name there.
     """
-    grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None)
+    grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None, eval_dtype)
     asked = _asked(grid, _labelled(calibration_sets, labels), [settle(lm, spec) for spec in specs], dense)
     return {cell.key.fingerprint: cell.key in store for cells, *_ in asked for cell in cells}
 
@@ -364,8 +368,12 @@ class _Grid:
         targets: Mapping[str, CalibrationSet],
         workspace: Workspace,
         tune: Tuning | None,
+        eval_dtype: str | None,
     ) -> None:
         self._tune = tune
+        own = str(lm.dtype).removeprefix("torch.")
+        self._eval_dtype = None if eval_dtype == own else eval_dtype
+        self._dtype = None if self._eval_dtype is None else resolve_dtype(self._eval_dtype, lm.device)
         self._lm, self._suite, self._store, self._propagate = lm, suite, store, propagate
         self._targets, self._workspace = targets, workspace
         self._target_names = {name: target.fingerprint for name, target in targets.items()}
@@ -388,6 +396,7 @@ class _Grid:
             calibration=calibration.fingerprint if calibration else None,
             propagate=self._propagate,
             targets=self._target_names,
+            eval_dtype=self._eval_dtype,
         )
         labels = {
             "model": self._lm.name,
@@ -447,7 +456,7 @@ class _Grid:
         log.info("computing cell %s: %s", cell.key.fingerprint, self.describe(cell))
         report: CompressionReport | None = None
         # All of these read the untouched model, so they come before anything is compressed.
-        reference = self._workspace.reference(self._lm, self._suite) if self._suite else None
+        reference = self._workspace.reference(self._lm, self._suite, self._dtype) if self._suite else None
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
@@ -472,7 +481,7 @@ class _Grid:
                         finetune(self._lm, self._tune.rows, self._tune.spec, keep_zeros=pruned, progress=False)
                 scores = pd.DataFrame()
                 if self._suite is not None:
-                    scores = evaluate(self._lm, self._suite, reference=reference, progress=False)
+                    scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
             except Exception as error:
                 error.add_note(f"in cell {self.describe(cell)}")
                 raise

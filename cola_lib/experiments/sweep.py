@@ -191,6 +191,8 @@ class Evaluation(_Checked):
         How a capability's tasks share its tokens, as in :func:`cola_lib.evaluate.capability_suite`.
     choices : {"all", "gold"}
         ``"gold"`` scores the right answers alone: bits per byte at less cost, and no accuracy.
+    dtype : {"float32", "bfloat16", "float16"}, optional
+        Data type of the evaluation. Default: the model's own.
     sources : mapping of str to str, optional
         Instead of capabilities: for each name, the source whose evaluation half is scored under it.
     """
@@ -201,6 +203,7 @@ class Evaluation(_Checked):
     tokens_per_capability: Positive = 2048
     balance: Balance = "bytes"
     choices: Choices = "all"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sources: dict[Name, Name] | None = None
 
 
@@ -396,6 +399,7 @@ class Sweep(_Checked):
             capabilities=self.evaluate.capabilities,
             balance=self.evaluate.balance,
             choices=self.evaluate.choices,
+            eval_dtype=self.evaluate.dtype,
             evaluate_on=self.evaluate.sources,
             store=self.store,
             packed=self.packed,

@@ -42,7 +42,7 @@ class Workspace:
         self._last: tuple[CalibrationSet, LayerStatistics] | None = None
         self._kept: dict[str, LayerStatistics] = {}
         self._activations: dict[str, Activations] = {}
-        self._references: dict[tuple[str, str], Reference] = {}
+        self._references: dict[tuple[str, str, str], Reference] = {}
         self._pool: tuple[Hashable, Pool] | None = None
         self._remembered: dict[Hashable, Any] = {}
 
@@ -150,7 +150,7 @@ class Workspace:
             self._activations[name] = Activations(pooled, self.target(lm, calibration))
         return self._activations[name]
 
-    def reference(self, lm: LanguageModel, suite: Suite) -> Reference:
+    def reference(self, lm: LanguageModel, suite: Suite, dtype: torch.dtype | None = None) -> Reference:
         """Predict a suite with the untouched model, and keep that for good.
 
         Parameters
@@ -159,8 +159,10 @@ class Workspace:
             The untouched model.
         suite : Suite
             The items.
+        dtype : torch.dtype, optional
+            Data type to compute in.
         """
-        name = (lm.fingerprint, suite.fingerprint)
+        name = (lm.fingerprint, suite.fingerprint, str(dtype))
         if name not in self._references:
-            self._references[name] = reference_of(lm, suite)
+            self._references[name] = reference_of(lm, suite, dtype=dtype)
         return self._references[name]
