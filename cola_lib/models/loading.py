@@ -487,12 +487,14 @@ def load_model(
     where = _location(name)
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
-    with translated(f"model {name!r} could not be loaded from {where}"):
+    with translated(f"model {name!r}: its configuration cannot be used; correct config.json or generation_config.json"):
         config = read_config(where)
         architecture = architecture_of(config)
-        stored = check_tensors(where, config)
+    with translated(f"model {name!r}: its tokenizer cannot be loaded; copy the files of the one it was trained with"):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         tokenizer.init_kwargs.pop("auto_map", None)
+    with translated(f"model {name!r} could not be loaded from {where}"):
+        stored = check_tensors(where, config)
         streamed = None
         if stream:
             model, streamed = open_streamed(
