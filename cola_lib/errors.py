@@ -69,7 +69,7 @@ def translated(what: str) -> Iterator[None]:
         raise ColaError(f"{what}: there is not enough memory") from error
     except BaseException as error:  # a panic of the tokenizers package is no Exception
         reason = textwrap.shorten(str(error), 300, placeholder=" …")
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):  # transformers recommends it
             reason = "it needs code of its own, which is never run here"
         elif not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
