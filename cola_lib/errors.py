@@ -46,6 +46,10 @@ def translated(what: str) -> Iterator[None]:
     what : str
         What could not be done, and where; the other library's reason follows.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     ColaError
