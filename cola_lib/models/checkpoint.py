@@ -19,10 +19,10 @@ from transformers.utils import (
     GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    find_adapter_config_file,
 )
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from cola_lib.errors import ColaError, NumericsError
 from cola_lib.models.architectures import check_model_type
@@ -128,7 +128,7 @@ def check_tensors(where: str, config: PretrainedConfig) -> torch.dtype:
     """
     files = TensorFiles(where)
     with _silent():
-        _, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
             dtype=torch.float32,
@@ -138,7 +138,7 @@ def check_tensors(where: str, config: PretrainedConfig) -> torch.dtype:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    problem = _problem(found, config)
+    problem = _problem(loaded[1], config)
     if problem:
         raise ColaError(f"{where}: the weights do not fit config.json: {problem}")
     return files.dtype()

@@ -273,7 +273,7 @@ class LanguageModel:
 
 def _check_ids(tokenizer: PreTrainedTokenizerBase | None, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Refuse token ids that the embedding has no row for."""
-    (ids,), n_rows = inputs, int(embedding.weight.shape[0])
+    (ids,), n_rows = inputs, embedding.get_parameter("weight").shape[0]
     if ids.numel() and (int(ids.max()) >= n_rows or int(ids.min()) < 0):
         beyond = ids[(ids < 0) | (ids >= n_rows)].unique().tolist()
         names = beyond if tokenizer is None else tokenizer.convert_ids_to_tokens(beyond)
