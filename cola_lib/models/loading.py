@@ -49,8 +49,8 @@ class LanguageModel:
     streamed : StreamedBlocks or None
         What brings the blocks of a model that is larger than memory; ``None`` when all of it is in memory.
     stored : torch.dtype or None
-        Data type of the checkpoint that the model was read from, and of what :meth:`save` writes. ``None`` if it was
-        read from none: then that of the model.
+        Data type of the checkpoint that the model was read from, and of what :meth:`save` writes. ``None`` for a
+        model without a checkpoint, which is saved in its own type.
 
     Examples
     --------
