@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -33,6 +35,49 @@ def _again(kind: type[ColaError], args: tuple[Any, ...], state: dict[str, Any]) 
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn whatever another library raises into one line of ours.
+
+    Parameters
+    ----------
+    what : str
+        What could not be done, and where; the other library's reason follows.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    ColaError
+        In place of any error that is not ours. Interrupts and exits pass.
+
+    Examples
+    --------
+    >>> from cola_lib.errors import ColaError, translated
+    >>> try:
+    ...     with translated("settings.json could not be read"):
+    ...         {}["colour"]
+    ... except ColaError as error:
+    ...     print(error)
+    settings.json could not be read: KeyError: 'colour'
+    """
+    try:
+        yield
+    except (ColaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except MemoryError as error:
+        raise ColaError(f"{what}: there is not enough memory") from error
+    except BaseException as error:  # a panic of the tokenizers package is no Exception
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")
+        if "trust_remote_code" in str(error):  # transformers recommends it
+            reason = "it needs code of its own, which is never run here"
+        elif not reason or not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        raise ColaError(f"{what}: {reason}") from error
 
 
 class UnknownNameError(ColaError):

@@ -156,7 +156,8 @@ def test_command_line_passes_the_format_on(tmp_path, monkeypatch, smollm2_tokeni
         seen.update(options)
         raise SpecError("far enough")
 
-    monkeypatch.setattr("cola_lib.cli.compress.load", lambda *a, **k: SimpleNamespace(tokenizer=smollm2_tokenizer))
+    stand_in = SimpleNamespace(tokenizer=smollm2_tokenizer, check_length=lambda n_tokens: None)
+    monkeypatch.setattr("cola_lib.cli.compress.load", lambda *a, **k: stand_in)
     monkeypatch.setattr("cola_lib.compress.settle", lambda lm, spec: spec)
     monkeypatch.setattr("cola_lib.calibration.calibration_set", stop)
     call = ("compress", "--model", "m", "--method", "wanda", "--source", "gsm8k", "--out", tmp_path / "out")

@@ -132,7 +132,7 @@ def test_blocks_below_the_deepest_probe_never_run_and_no_hook_stays():
     features(lm, calibration, pooled=pooled_probe((0,)), energy=energy_probe("mlp_in", (0,)))
     handle.remove()
     assert not ran
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.blocks.modules())
     lm.decoder(input_ids=calibration.input_ids[:1], use_cache=False)  # runs to its end
 
 

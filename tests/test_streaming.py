@@ -91,13 +91,10 @@ def test_the_folders_hold_the_same_numbers(tmp_path, method, propagate):
     assert contents(source) == before
 
 
-def test_damaged_generation_settings_are_no_missing_ones(tmp_path):
+def test_generation_settings_may_be_missing(tmp_path):
     source = write(tmp_path / "model")
     (source / "generation_config.json").unlink(missing_ok=True)
     load_model(source, stream=True)
-    (source / "generation_config.json").write_text("{")
-    with pytest.raises(ColaError, match="generation_config.json"):
-        load_model(source, stream=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -206,35 +203,15 @@ def test_what_only_a_whole_model_can_do_is_said(tmp_path):
         export_quantized(lm, report, tmp_path / "packed")
 
 
-def drop(source, name):
-    tensors = tensors_of(source)
-    del tensors[name]
+def test_a_checkpoint_whose_names_transformers_translates_is_streamed_once_it_is_saved(tmp_path):
+    source = write(tmp_path / "model")
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors_of(source).items()}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_checkpoints_that_cannot_be_streamed(tmp_path):
-    source = write(tmp_path / "block")
-    drop(source, "model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(ColaError, match=r"no tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+    with pytest.raises(ColaError, match="load it whole, save it"):
         load_model(source, stream=True)
-    source = write(tmp_path / "norm")
-    drop(source, "model.norm.weight")
-    with pytest.raises(ColaError, match=r"no tensor 'model\.norm\.weight'"):
-        load_model(source, stream=True)
-    source = write(tmp_path / "pickle")
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(ColaError, match=r"neither model\.safetensors nor .* only safetensors can be read"):
-        load_model(source, stream=True)
-    source = write(tmp_path / "shape")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    lm = load_model(source, stream=True)
-    with pytest.raises(ColaError, match=r"proj\.weight' has shape .* and its config\.json says"):
-        compress(lm, method_spec("rtn", group_size=16), progress=False)
-    source = write(tmp_path / "gone", shards=True)
-    next(source.glob("model-00002-*")).unlink()
-    with pytest.raises(ColaError, match="model-00002-of"):
-        load_model(source, stream=True)
+    whole = load_model(source)
+    whole.save(tmp_path / "saved")
+    assert load_model(tmp_path / "saved", stream=True).fingerprint == whole.fingerprint
 
 
 def test_a_full_scratch_folder_is_an_error(tmp_path):

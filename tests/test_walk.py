@@ -183,7 +183,7 @@ def test_the_walk_leaves_no_trace():
         if step.index == 1:
             break
     assert not any("forward" in block.__dict__ for block in lm.blocks)
-    assert not any(m._forward_pre_hooks for m in lm.model.modules())
+    assert not any(m._forward_pre_hooks for m in lm.blocks.modules())
     torch.testing.assert_close(lm.model(input_ids=rows().input_ids).logits, before)
 
 

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cola_lib.data import Sample
 from cola_lib.data.benchmarks import question_answer as prompted
-from cola_lib.errors import DataError, SpecError, UnknownNameError
+from cola_lib.errors import DataError, SpecError, UnknownNameError, translated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,7 +175,8 @@ def chat(sample: Sample, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Sam
     if "strftime_now" in template:
         template = _FIXED_DATE + template
     turns = [{"role": "user", "content": _question(sample)}, {"role": "assistant", "content": _response(sample)}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
+    with translated("the tokenizer's chat template cannot be rendered; correct it, or take another format"):
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
 
 
 def few_shot(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:

@@ -214,7 +214,7 @@ def compress(
     save_dtype: Annotated[
         str | None,
         output_option(
-            help="compressed-tensors: of scales, embeddings and norms; auto takes that of --dtype.",
+            help="compressed-tensors: of scales, embeddings and norms; auto takes that of the source.",
             show_default="bfloat16",
             metavar="NAME",
         ),
@@ -226,9 +226,9 @@ def compress(
     r"""Compress a model with calibration text, and write a checkpoint that transformers loads.
 
     Pruning sets weights to zero, quantization rounds them to a grid; the checkpoint holds ordinary weights
-    either way, so it is as large as before and shows what compression does to the model's answers. With
-    --save-as compressed-tensors a quantized model is stored as the integers that it consists of; one that rounds its
-    activations too can be stored in no other way.
+    either way, in the data type of the source whatever --dtype is. It is as large as before, and shows what
+    compression does to the model's answers. With --save-as compressed-tensors a quantized model is stored as the
+    integers that it consists of; one that rounds its activations too can be stored in no other way.
 
     Prune half of the weights, calibrated on web text:
 
@@ -307,6 +307,7 @@ def compress(
         _check_tokenizer(lm, made.facts, calibration)
     if spec.calibrated:
         if read is None:
+            lm.check_length(seq_len)
             as_layout, as_format = cast("Layout", layout), cast("Format", format_)  # refused there if they are none
             read = calibration_set(
                 names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=as_layout, format=as_format

@@ -23,7 +23,10 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, model_option(help="auto (CUDA when there is some), cpu, cuda or cuda:N.", metavar="NAME")]
 DtypeOption = Annotated[
-    str, model_option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16.", metavar="NAME")
+    str,
+    model_option(
+        help="To compute in: auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16.", metavar="NAME"
+    ),
 ]
 SeedOption = Annotated[int, calibration_option(min=0, help="Seed of what is drawn.", metavar="N")]
 

@@ -217,6 +217,7 @@ class Strategy(ABC):
         """
         if n_samples < 1:
             raise SpecError(f"n_samples must be at least 1, and is {n_samples}")
+        lm.check_length(seq_len)
         return self.choose(Brief(pool, lm, n_samples, seq_len, target, generator, self.label))
 
     @abstractmethod

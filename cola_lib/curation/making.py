@@ -82,6 +82,7 @@ def curate(
         raise SpecError("a set has a number of rows or a number of tokens: give one of n_samples and n_tokens")
     if not sources or len(set(sources)) < len(sources):
         raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
+    lm.check_length(seq_len)  # before the pool is loaded
     made = strategy(chooser, **(options or {}))
     aim = load_target(target, seed=seed) if isinstance(target, str) else target
     pool = Pool.load(sources, seed=seed, limit=limit, without=aim.sample_ids if aim else ())

@@ -45,6 +45,7 @@ class Placer:
     """
 
     def __init__(self, lm: LanguageModel, *, seq_len: int, seed: int = 0, width: int = WIDTH) -> None:
+        lm.check_length(seq_len)
         self._lm, self._seq_len = lm, seq_len
         self._probes = projection(lm, seed, width, None)[1]
 

@@ -34,7 +34,8 @@ def main(checkpoint: str, folder: str, out: str, recipe_text: str) -> None:
     if found != recipe["version"]:
         sys.exit(f"this environment has llmcompressor {found}, and the recipe is for {recipe['version']}")
     rows = datasets.load_dataset(folder, split="train").select_columns(["input_ids", "attention_mask"])
-    model, plain = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) for _ in range(2))
+    safe = {"trust_remote_code": False}
+    model, plain = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, **safe) for _ in range(2))
     weights = {
         "num_bits": recipe["bits"],
         "type": "int",
@@ -58,7 +59,7 @@ def main(checkpoint: str, folder: str, out: str, recipe_text: str) -> None:
     rounded = model.state_dict()
     plain.load_state_dict({name: rounded[name] for name in plain.state_dict()})
     plain.save_pretrained(out)
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(out)
+    AutoTokenizer.from_pretrained(checkpoint, **safe).save_pretrained(out)
 
 
 if __name__ == "__main__":

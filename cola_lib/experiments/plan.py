@@ -95,7 +95,7 @@ class ModelShape:
         """
         architecture, text = architecture_of(config), config.get_text_config()
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         blocks = model.get_decoder().get_submodule(architecture.blocks)
         inputs = []
         for group in architecture.groups:

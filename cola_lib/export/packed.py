@@ -345,10 +345,10 @@ def export_quantized(
         Folder. Plain ``AutoModelForCausalLM.from_pretrained`` loads it where the package compressed-tensors is
         installed.
     dtype : str or torch.dtype
-        Of scales and of all that is not quantized; ``"auto"`` takes that of the model in memory. What runs the file
-        computes in it. In float32 the file holds the very model; in half precision scales are rounded too. How a token
-        is rounded whose step comes with it is the reader's business: vLLM's step is max|x| / 127 as here, and that of
-        transformers max|x| / 127.5.
+        Of scales and of all that is not quantized; ``"auto"`` takes that of the checkpoint that the
+        model came from. What runs the file computes in it. In float32 the file holds the very model; in half precision
+        scales are rounded too. How a token is rounded whose step comes with it is the reader's business: vLLM's step
+        is max|x| / 127 as here, and that of transformers max|x| / 127.5.
     overwrite : bool
         Replace what is there, once the new checkpoint is complete.
 
@@ -383,7 +383,7 @@ def export_quantized(
         raise SpecError(f"{spec.label} does not quantize, so there is nothing to pack")
     if lm.streamed is not None:
         raise SpecError("a streamed model cannot be packed: its codes would all be in memory; load it whole to pack it")
-    chosen = lm.dtype if dtype == "auto" else resolve_dtype(dtype, lm.device)
+    chosen = (lm.stored or lm.dtype) if dtype == "auto" else resolve_dtype(dtype, lm.device)
     _check_codes(lm, report)
     tensors = _state(lm, report, chosen)
     layers = {f"{name}.{part}" for name in report.quantized for part in _PARTS}

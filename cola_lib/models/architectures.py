@@ -189,6 +189,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def check_model_type(model_type: str) -> None:
+    """Refuse a model type that the table does not have."""
+    if model_type not in ARCHITECTURES:
+        hint = "to add one, add its row to cola_lib/models/architectures.py; the tests then try it"
+        raise UnknownNameError("model type", model_type, ARCHITECTURES, hint)
+
+
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """Look up a model's row.
 
@@ -213,15 +220,8 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     >>> architecture_of(tiny_model().model.config).model_type
     'llama'
     """
-    try:
-        found = ARCHITECTURES[config.model_type]
-    except KeyError:
-        raise UnknownNameError(
-            "model type",
-            config.model_type,
-            ARCHITECTURES,
-            hint="to add one, add its row to cola_lib/models/architectures.py; the tests then try it",
-        ) from None
+    check_model_type(config.model_type)
+    found = ARCHITECTURES[config.model_type]
 
     def ruled_out(producer: Producer | None) -> bool:
         return (

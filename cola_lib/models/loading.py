@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cola_lib import assets
-from cola_lib.errors import ColaError, SpecError, UnknownNameError
+from cola_lib.errors import ColaError, DataError, SpecError, UnknownNameError, translated
 from cola_lib.fingerprint import fingerprint, fingerprint_tensors
 from cola_lib.models.architectures import Architecture, architecture_of
+from cola_lib.models.checkpoint import check_tensors, read_config, refuse_adapter, stored_as
 from cola_lib.models.rounding import InputRounding
 from cola_lib.models.streaming import StreamedBlocks, open_streamed
 
@@ -47,6 +48,9 @@ class LanguageModel:
         The model type's row in the table.
     streamed : StreamedBlocks or None
         What brings the blocks of a model that is larger than memory; ``None`` when all of it is in memory.
+    stored : torch.dtype or None
+        Data type of the checkpoint that the model was read from, and of what :meth:`save` writes. ``None`` for a
+        model without a checkpoint, which is saved in its own type.
 
     Examples
     --------
@@ -66,8 +70,13 @@ class LanguageModel:
     name: str
     architecture: Architecture
     streamed: StreamedBlocks | None = None
+    stored: torch.dtype | None = None
     _fingerprint: str | None = field(default=None, repr=False)
     _rounding: dict[str, tuple[InputRounding, RemovableHandle]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        # Wherever ids come from, they meet the model here; a device would fail without saying which they are.
+        self.model.get_input_embeddings().register_forward_pre_hook(partial(_check_ids, self.tokenizer))
 
     @property
     def device(self) -> torch.device:
@@ -215,19 +224,65 @@ class LanguageModel:
         self.round_inputs(weights.rounding)
         self._fingerprint = weights.fingerprint
 
+    def check_length(self, n_tokens: int) -> None:
+        """Refuse rows that are longer than the model's context.
+
+        Parameters
+        ----------
+        n_tokens : int
+            Of the longest row. Any number passes where the configuration sets no limit.
+        """
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is not None and n_tokens > longest:
+            raise SpecError(
+                f"rows of {n_tokens:,} tokens do not fit model {self.name!r}, whose context holds {longest:,}; "
+                f"make rows with a seq_len (--seq-len) of at most {longest}"
+            )
+
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write model and tokenizer as a checkpoint that transformers loads.
+        """Write model and tokenizer as a checkpoint that transformers loads, in the data type of its source.
 
         Parameters
         ----------
         folder : path
             A streamed model's has a file for each block, and is written without the model in memory.
+
+        Raises
+        ------
+        NumericsError
+            If a weight is too large for that data type; the message names it.
         """
+        folder, dtype = Path(folder), self.stored or self.dtype
+        cast: dict[int, Tensor] = {}  # tensors that share memory still do, so that tied weights are seen to be tied
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.is_meta:
+                if tensor.data_ptr() not in cast:
+                    cast[tensor.data_ptr()] = stored_as(dtype, tensor, name)
+                tensors[name] = cast[tensor.data_ptr()]
         if self.streamed is None:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=tensors)
         else:
-            self.streamed.save(self.model, Path(folder))
+            self.streamed.save(self.model, tensors, dtype, folder)
         self.tokenizer.save_pretrained(folder)
+        if dtype != self.dtype:  # transformers writes down the type that computes
+            path = folder / "config.json"
+            settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase | None, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse token ids that the embedding has no row for."""
+    (ids,), n_rows = inputs, embedding.get_parameter("weight").shape[0]
+    if ids.numel() and (int(ids.max()) >= n_rows or int(ids.min()) < 0):
+        beyond = ids[(ids < 0) | (ids >= n_rows)].unique().tolist()
+        names = beyond if tokenizer is None else tokenizer.convert_ids_to_tokens(beyond)
+        shown = ", ".join(f"{name!r} ({id_})" for name, id_ in zip(names[:5], beyond, strict=False))
+        raise DataError(
+            f"the tokenizer makes tokens that the model's embedding of {n_rows:,} rows does not have: {shown}; "
+            "use the tokenizer that the model was trained with, or give the model rows for them "
+            "(resize_token_embeddings) and train those"
+        )
 
 
 @dataclass(frozen=True)
@@ -371,6 +426,7 @@ def _location(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if path.exists():
         if not (path / "config.json").is_file():
+            refuse_adapter(str(path))
             raise ColaError(f"{path}: no config.json there, so it is not a model checkpoint")
         return str(path)
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
@@ -378,18 +434,6 @@ def _location(name_or_path: str) -> str:
         hint = "a model is one of these names, a folder with a checkpoint, or a hub name such as org/model"
         raise UnknownNameError("model", name_or_path, EMBEDDED, hint)
     return name_or_path
-
-
-def _refuse_quantized(config: PretrainedConfig, name: str) -> None:
-    """Refuse a checkpoint whose weights are packed integers: there is nothing left to decide about them."""
-    packed = getattr(config, "quantization_config", None)
-    if packed:
-        method = packed.get("quant_method", "unknown") if isinstance(packed, dict) else type(packed).__name__
-        raise ColaError(
-            f"model {name!r} is quantized already ({method}), and packed integers are not read here. To compress, give "
-            "the checkpoint it was made from; to evaluate, write the same compression again with --save-as dense. "
-            "A model that rounds activations too is evaluated by what runs it, such as vLLM"
-        )
 
 
 def load_model(
@@ -428,8 +472,8 @@ def load_model(
     UnknownNameError
         If the name, the model type or the dtype is not known.
     ColaError
-        If the checkpoint cannot be read, with transformers' reason, or is quantized already; or if it is to be
-        streamed and has no safetensors files.
+        If the checkpoint cannot be read, with transformers' reason; if its tensors are not those of its config.json;
+        if it has no safetensors files or no tokenizer, is an adapter, or is quantized already.
 
     Examples
     --------
@@ -442,22 +486,25 @@ def load_model(
     name = os.fspath(name_or_path)
     where = _location(name)
     target = resolve_device(device)
-    try:
-        config = AutoConfig.from_pretrained(where)
+    number = resolve_dtype(dtype, target)
+    with translated(f"model {name!r}: its configuration cannot be used; correct config.json or generation_config.json"):
+        config = read_config(where)
         architecture = architecture_of(config)
-        _refuse_quantized(config, name)
-        streamed, number = None, resolve_dtype(dtype, target)
+    with translated(f"model {name!r}: its tokenizer cannot be loaded; copy the files of the one it was trained with"):
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer.init_kwargs.pop("auto_map", None)
+    with translated(f"model {name!r} could not be loaded from {where}"):
+        stored = check_tensors(where, config)
+        streamed = None
         if stream:
             model, streamed = open_streamed(
                 where, config, architecture.blocks, device=target, dtype=number, scratch=scratch
             )
         else:
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=number)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, config=config, dtype=number, use_safetensors=True, trust_remote_code=False
+            )
             nn.Module.to(model, target)  # in place; transformers' own is typed by its first argument
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ColaError(f"model {name!r} could not be loaded from {where}: {reason}") from error
     model.eval().requires_grad_(False)
     log.debug("loaded %s: %s on %s", name, type(model).__name__, target)
-    return LanguageModel(model, tokenizer, name, architecture, streamed)
+    return LanguageModel(model, tokenizer, name, architecture, streamed, stored)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,91 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cola_lib.errors import ColaError, OutputError
-
-
-def _cached(where: str, name: str) -> Path:
-    """Path of a file of a checkpoint, fetched if it is on the hub."""
-    found = cached_file(where, name)
-    if found is None:
-        raise OSError(f"{where} has no file {name}")
-    return Path(found)
-
-
-class TensorFiles:
-    """Where each tensor of a checkpoint lies.
-
-    Parameters
-    ----------
-    where : str
-        Folder of the checkpoint, or its name on the hub.
-
-    Raises
-    ------
-    ColaError
-        If the checkpoint has no safetensors files.
-    """
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        try:
-            single = _cached(where, SAFE_WEIGHTS_NAME)
-        except OSError:
-            self.paths = self._of_shards()
-        else:
-            with safe_open(single, framework="pt") as file:
-                self.paths = dict.fromkeys(file.keys(), single)
-
-    def _of_shards(self) -> dict[str, Path]:
-        """Read the index of a checkpoint of several files."""
-        try:
-            index = _cached(self.where, SAFE_WEIGHTS_INDEX_NAME)
-        except OSError as error:
-            raise ColaError(
-                f"{self.where} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, and only safetensors "
-                "can be read a block at a time; load it whole, save it with save_pretrained, and stream that"
-            ) from error
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {shard: _cached(self.where, shard) for shard in sorted(set(shard_of.values()))}
-        return {name: shards[shard] for name, shard in shard_of.items()}
-
-    def read(self, name: str, like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Read one tensor.
-
-        Parameters
-        ----------
-        name : str
-            As in the model's state dict.
-        like : Tensor
-            Its shape is demanded and its dtype given.
-        device : torch.device
-            Where it goes.
-
-        Raises
-        ------
-        ColaError
-            If the checkpoint lacks it, holds it in another shape, or is damaged.
-        """
-        if name not in self.paths:
-            raise ColaError(f"{self.where} has no tensor {name!r}, which its config.json asks for")
-        return _read(self.paths[name], name, like, device)
-
-
-def _read(path: Path, name: str, like: Tensor, device: torch.device | str) -> Tensor:
-    """Copy one tensor out of a file, which is closed again so that no page of it stays in memory."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise ColaError(f"{path}: tensor {name!r} could not be read ({error}); the file is damaged or gone") from error
-    if stored.shape != like.shape:
-        raise ColaError(
-            f"{path}: {name!r} has shape {tuple(stored.shape)}, and its config.json says {tuple(like.shape)}"
-        )
-    return stored.to(device, like.dtype, copy=True)
+from cola_lib.models.checkpoint import TensorFiles, read_tensor, stored_as
 
 
 class _Written:
@@ -149,11 +68,6 @@ class StreamedBlocks:
         Where a block goes while it is resident.
     scratch : Path
         Folder for the blocks that were changed: as large as the model, on a disk and not in memory.
-
-    Raises
-    ------
-    ColaError
-        If the checkpoint lacks a tensor.
     """
 
     def __init__(
@@ -168,12 +82,6 @@ class StreamedBlocks:
         self._present: set[int] = set()
         self._dirty: set[int] = set()
         for index, (name, block) in enumerate(blocks):
-            for key in self._absent[index]:
-                if f"{name}.{key}" not in files.paths:
-                    raise ColaError(
-                        f"{files.where} has no tensor '{name}.{key}', which a streamed model needs under this name; "
-                        "load it whole if transformers can, save it with save_pretrained, and stream that"
-                    )
             for part in block.children():
                 part.register_forward_pre_hook(partial(_check_present, self._present, index, name))
 
@@ -219,7 +127,7 @@ class StreamedBlocks:
     def _read_one(self, index: int, key: str, device: torch.device | str = "cpu") -> Tensor:
         like, name = self._absent[index][key], f"{self._names[index]}.{key}"
         if index in self._written:
-            return _read(self._written[index].path, name, like, device)
+            return read_tensor(self._written[index].path, name, like, device)
         return self._files.read(name, like, device)
 
     def _read_block(self, index: int, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
@@ -250,37 +158,41 @@ class StreamedBlocks:
         """Make the changed blocks those that :meth:`kept` named."""
         self._written = dict(kept)
 
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
+    def save(self, model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
         """Write an ordinary checkpoint, a file for each block.
 
         Parameters
         ----------
         model : PreTrainedModel
             The model that the blocks are of.
+        rest : dict of str to Tensor
+            What is no block, as it is to be written.
+        dtype : torch.dtype
+            Of the blocks in their files.
         folder : Path
             Holds the whole model afterwards, without the tokenizer.
         """
         n_files = len(self._blocks) + 1
         files = [folder / f"model-{number:05d}-of-{n_files:05d}.safetensors" for number in range(1, n_files + 1)]
-        rest = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
         # Configuration and generation settings, and which of two tied tensors is stored, are transformers' to say.
         model.save_pretrained(folder, state_dict=rest, max_shard_size="1000GB")
         (folder / SAFE_WEIGHTS_NAME).rename(files[0])
         for index, path in enumerate(files[1:]):
-            self._save_block(index, path)
+            self._save_block(index, path, dtype)
         shard_of: dict[str, str] = {}
         size = 0
         for path in files:
             with safe_open(path, framework="pt") as file:
                 shard_of |= dict.fromkeys(file.keys(), path.name)
         for name, tensor in model.state_dict().items():
-            size += tensor.numel() * tensor.element_size() if name in shard_of else 0
+            size += tensor.numel() * dtype.itemsize if name in shard_of else 0
         listing = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
 
-    def _save_block(self, index: int, path: Path) -> None:
-        if index not in self._written:
-            _save({f"{self._names[index]}.{key}": tensor for key, tensor in self._read_block(index)}, path)
+    def _save_block(self, index: int, path: Path, dtype: torch.dtype) -> None:
+        if index not in self._written or any(like.dtype != dtype for like in self._absent[index].values()):
+            names = self._names[index]
+            _save({f"{names}.{key}": stored_as(dtype, tensor, key) for key, tensor in self._read_block(index)}, path)
             return
         try:
             os.link(self._written[index].path, path)  # a changed block is on the disk already
@@ -324,23 +236,25 @@ def open_streamed(
     Raises
     ------
     ColaError
-        If the checkpoint has no safetensors files, or lacks a tensor.
+        If the checkpoint names a tensor differently than the model does.
     """
     from accelerate import init_empty_weights
 
     files = TensorFiles(where)
     with init_empty_weights(include_buffers=False):  # buffers are computed and not read: rotary frequencies, say
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     if model.can_generate():
-        try:
+        with suppress(OSError):  # a checkpoint need not have one; one that is there has been read before
             model.generation_config = GenerationConfig.from_pretrained(where)
-        except OSError as error:
-            # A checkpoint need not have one: what the configuration says is there already. One that is there counts.
-            if (Path(where) / GENERATION_CONFIG_NAME).exists():
-                raise ColaError(f"{where}/{GENERATION_CONFIG_NAME} cannot be read: {error}") from error
     module_list = model.get_decoder().get_submodule(blocks)
     prefix = next(name for name, module in model.named_modules() if module is module_list)
     named = [(f"{prefix}.{index}", block) for index, block in enumerate(module_list)]
+    tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+    if renamed := set(model.state_dict()) - tied - set(files.paths):
+        raise ColaError(
+            f"{where} has no tensor {min(renamed)!r}, which a streamed model needs under this name; "
+            "load it whole, save it with save_pretrained, and stream that"
+        )
     _load_rest(model, files, f"{prefix}.")
     folder = Path(tempfile.gettempdir() if scratch is None else scratch)
     return model, StreamedBlocks(named, files, device, folder)
@@ -350,13 +264,6 @@ def _load_rest(model: PreTrainedModel, files: TensorFiles, blocks: str) -> None:
     """Read what is no block. Of tied tensors one is enough, whichever it is."""
     rest = {name: like for name, like in model.state_dict().items() if not name.startswith(blocks)}
     absent = {name for name in rest if name not in files.paths}
-    needed = absent - set(model.all_tied_weights_keys) - set(model.all_tied_weights_keys.values())
-    if needed:
-        raise ColaError(f"{files.where} has no tensor {min(needed)!r}, which its config.json asks for")
     loaded = {name: files.read(name, like) for name, like in rest.items() if name not in absent}
     model.load_state_dict(loaded, strict=False, assign=True)
     model.tie_weights(missing_keys=absent, recompute_mapping=False)
-    now = model.state_dict()
-    left = [name for name in rest if now[name].is_meta]
-    if left:
-        raise ColaError(f"{files.where} has no tensor {left[0]!r}, nor one that it is tied to")

@@ -252,8 +252,12 @@ def walk(
 
     Raises
     ------
+    DataError
+        If a token is beyond the model's embedding.
     NumericsError
         If a layer's input holds NaN or infinity; the message names the layer.
+    SpecError
+        If rows are longer than the model's context.
 
     Examples
     --------
@@ -268,6 +272,7 @@ def walk(
     """
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
+    lm.check_length(calibration.seq_len)
     starts = range(0, calibration.n_samples, batch_size)
     batches = [_embed(lm, calibration.rows(start, start + batch_size)) for start in starts]
     n_blocks = len(lm.blocks)
