@@ -27,11 +27,34 @@ def _blocks(group_size: int, d_in: int, block_size: int) -> tuple[int, int]:
     return block, _largest_divisor(group_size, min(SUB_BLOCK, block))
 
 
+SPARSE = 0.05
+"""Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
+
+
+def zeros_to_keep(W: Tensor, spec: QuantSpec) -> Tensor:
+    """Mark the zeros of a weight that stay zero.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of one layer.
+    spec : QuantSpec
+        ``keep_zeros`` decides.
+
+    Returns
+    -------
+    Tensor of bool, of the shape of ``W``
+    """
+    zeros = W == 0
+    keep = spec.keep_zeros if spec.keep_zeros is not None else bool(zeros.float().mean() >= SPARSE)
+    return zeros if keep else torch.zeros_like(zeros)
+
+
 class _Round:
     """Round columns to their group's grid, which is fitted when the sweep arrives at the group."""
 
-    def __init__(self, group_size: int, spec: QuantSpec) -> None:
-        self.group_size, self.spec = group_size, spec
+    def __init__(self, zeros: Tensor, group_size: int, spec: QuantSpec) -> None:
+        self.zeros, self.group_size, self.spec = zeros, group_size, spec  # zeros: (d_in, d_out), in the sweep's order
         self.grids: list[Grid] = []  # each (d_out,), in the order of the sweep
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:
@@ -39,17 +62,19 @@ class _Round:
 
     def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
         if start % self.group_size == 0:
-            low, high = V[start : start + self.group_size].aminmax(dim=0)  # (d_out,)
+            group = slice(start, start + self.group_size)
+            low, high = V[group].masked_fill(self.zeros[group], 0).aminmax(dim=0)  # (d_out,)
             self.grids.append(fit_grid(low, high, self.spec.bits, self.spec.symmetric))
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[-1].round(w)
+        return self.grids[-1].round(w).masked_fill_(self.zeros[j], 0)
 
 
 class _RoundStatic:
     """Round columns to grids that were fitted before the sweep."""
 
-    def __init__(self, W: Tensor, order: Tensor, group_size: int, spec: QuantSpec) -> None:
+    def __init__(self, W: Tensor, zeros: Tensor, order: Tensor, group_size: int, spec: QuantSpec) -> None:
+        self.zeros = zeros  # (d_in, d_out), in the order of the sweep
         grid = grid_of(in_groups(W, group_size), spec.bits, spec.symmetric)
         by_group = (t.squeeze(-1).T.contiguous() for t in grid)  # each (n_groups, d_out)
         self.grids = [Grid(*parts) for parts in zip(*by_group, strict=True)]
@@ -62,7 +87,7 @@ class _RoundStatic:
         pass
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[self.group[j]].round(w)
+        return self.grids[self.group[j]].round(w).masked_fill_(self.zeros[j], 0)
 
 
 def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> Tensor:
@@ -75,7 +100,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     stats : InputStatistics
         Statistics of the layer's input; all of ``gram`` is read.
     spec : QuantSpec
-        Bits, group size, symmetry, ``damp``, ``act_order``, ``static_groups``, ``block_size``.
+        Bits, group size, symmetry, ``damp``, ``act_order``, ``static_groups``, ``block_size`` and ``keep_zeros``.
     layer : str
         Name for error messages.
 
@@ -88,12 +113,20 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     ------
     NumericsError
         If the Hessian is singular after damping.
+    SpecError
+        If the group size does not divide d_in.
 
     Notes
     -----
-    A group's grid is fitted to its weights as they are when the sweep arrives there. The reference fits it
-    to weights that lack the updates from inside the running block, which differs when a block holds several
-    groups. With ``act_order`` and without ``static_groups`` a group is ``group_size`` columns that follow one
+    A group's grid is fitted to its weights as they are when the sweep arrives there, as in the paper. The reference
+    fits it to weights that lack the updates from inside the running block, which differs when a block holds several
+    groups: at 2 bits, the paper's order has up to 3 % more layer error than the released one.
+
+    The zeros of a pruned layer stay zero, as in llm-compressor: see ``keep_zeros`` of
+    :class:`~cola_lib.compress.QuantSpec`. They are treated as SparseGPT treats what it prunes: the compensation
+    that would fall on them moves on to later columns.
+
+    With ``act_order`` and without ``static_groups`` a group is ``group_size`` columns that follow one
     another in the order of the sweep, as in the reference, and so scattered over the layer.
 
     References
@@ -117,7 +150,9 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     return gptq_on_grid(W, stats, spec, layer).values
 
 
-def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> OnGrid:
+def gptq_on_grid(
+    W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer", zeros: Tensor | None = None
+) -> OnGrid:
     """Like :func:`gptq`, with the grid.
 
     Parameters
@@ -130,14 +165,17 @@ def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str 
         As for :func:`gptq`.
     layer : str
         Name for error messages.
+    zeros : Tensor of shape (d_out, d_in), bool, optional
+        Weights that stay zero; by default those of :func:`zeros_to_keep`.
     """
-    d_in = W.shape[1]
-    group_size = d_in if spec.settled_group_size == -1 else spec.settled_group_size
+    d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
+    zeros = zeros_to_keep(W, spec) if zeros is None else zeros
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
     V = W.T[order]  # (d_in, d_out), contiguous
     block, sub_block = _blocks(group_size, d_in, spec.block_size)
-    rule = _RoundStatic(W, order, group_size, spec) if spec.static_groups else _Round(group_size, spec)
+    held = zeros.T[order]
+    rule = _RoundStatic(W, held, order, group_size, spec) if spec.static_groups else _Round(held, group_size, spec)
     sweep(V, U, rule, block=block, sub_block=sub_block)
     place = torch.argsort(order)  # of each column in the sweep
     grid = Grid(*(torch.stack(parts, dim=1) for parts in zip(*rule.grids, strict=True)))  # (d_out, n_groups)
