@@ -141,7 +141,7 @@ def test_no_other_components_are_more_likely(seed):
 
 def test_cells_without_a_residual_are_refused_unless_the_closed_form_holds():
     rng = np.random.default_rng(0)
-    additive = [a + rng.normal(size=(3, 1)) + rng.normal(size=(1, n)) for a, n in zip(rng.normal(size=3), [2, 3, 4])]
+    additive = [rng.normal() + rng.normal(size=(3, 1)) + rng.normal(size=(1, n)) for n in (2, 3, 4)]
     with pytest.raises(DataError, match="did not converge"):
         _restricted(additive)
 

@@ -220,7 +220,7 @@ class _Strata(NamedTuple):
         )
 
     def by_mean_squares(self) -> Array:
-        """Estimates of the analysis of variance, in the order of :data:`CELL_COMPONENTS`: exact if draws are balanced."""
+        """Estimates of the analysis of variance, as :data:`CELL_COMPONENTS`; unbiased if draws are balanced."""
         n_sources, m, d = len(self.n_draws), self.n_methods, len(self.n_draws) / (1 / self.n_draws).sum()
         df = self.n_draws.sum() - n_sources
         residual = self.within_contrast / (df * (m - 1))
@@ -285,7 +285,7 @@ def _restricted(grid: Sequence[Array]) -> dict[str, float]:
 
 
 def _most_likely(strata: _Strata, near: Array) -> Array:
-    """Search the greatest restricted likelihood with each set of components held at 0, in the logarithms of the rest."""
+    """Maximize the restricted likelihood with each set of components held at 0, in logarithms of the others."""
     start = np.maximum(near, 0.01)  # the losses are scaled to a variance of 1
     best, least = start, np.inf
     for free in product([False, True], repeat=len(start) - 1):

@@ -25,7 +25,7 @@ ROWS = 512
 
 
 def units(rows: Tensor | None, like: Tensor) -> Tensor:
-    """Number the channels such that those which share a producer's row, and so a scale, have one number."""
+    """Give each channel the number of its unit: channels that share a producer's row share a scale."""
     if rows is None:
         return torch.arange(len(like), device=like.device)
     return rows.to(like.device).unique(return_inverse=True)[1]
@@ -60,12 +60,11 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     -----
     The candidates are those of the reference: mean |x| to a power r from 0 to below 1. With ``duo_scaling`` each is
     tried divided by w̄ to the power 1 − r too, as AutoAWQ and llm-compressor do, where w̄ is the mean of |w| over a
-    channel's column, each weight relative to the largest of its group. The reference judges
-    them by the squared error of the block's output on a sample of tokens. Here it is that of the layers'
-    outputs on all tokens, tr(ΔW·XᵀX·ΔWᵀ), which the Gram matrix gives without running the block. Where several heads
-    share a value head, the reference leaves the output projection unscaled; here their scales are tied. The reference
-    bounds scales at 1e-4 from below; here the bound is relative to the mean of live channels, so that the unit of the
-    inputs changes no result.
+    channel's column, each weight relative to the largest of its group. The reference judges them by the squared error
+    of the block's output on a sample of tokens. Here it is that of the layers' outputs on all tokens, tr(ΔW·XᵀX·ΔWᵀ),
+    which the Gram matrix gives without running the block. Where several heads share a value head, the reference leaves
+    the output projection unscaled; here their scales are tied. The reference bounds scales at 1e-4 from below; here the
+    bound is relative to the mean of live channels, so that the unit of the inputs changes no result.
 
     References
     ----------

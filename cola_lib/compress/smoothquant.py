@@ -41,8 +41,8 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     The reference gives a channel that is 0 on all calibration tokens the least scale, 1e-5, so that any later input is
     made 100,000 times larger. Here such a channel has the geometric mean of the other scales, and the bound is relative
     to that mean: the unit of the inputs changes no result. The weights' grid is the one that all quantizers here share:
-    its step is max|W| / 127.5 at 8 bits, where the reference's is max|W| / 127. Channels that share a producer's row, as under grouped-query attention, share the scale of their largest maxima; the
-    reference smooths no such input.
+    its step is max|W| / 127.5 at 8 bits, where the reference's is max|W| / 127. Channels that share a producer's row,
+    as under grouped-query attention, share the scale of their largest maxima; the reference smooths no such input.
 
     References
     ----------

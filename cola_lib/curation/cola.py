@@ -138,8 +138,8 @@ def cover(
     Notes
     -----
     As in the released code, 100 texts of each source are drawn at random and stand for it. Tokens are counted over
-    whole texts. Coverage = 0.6 · semantic + 0.4 · statistical. Of one source and one capability, semantic is the mean cosine of
-    all their pairs of texts. The paper asks for the *set* of sources with the best weighted coverage,
+    whole texts. Coverage = 0.6 · semantic + 0.4 · statistical. Of one source and one capability, semantic is the mean
+    cosine of all their pairs of texts. The paper asks for the *set* of sources with the best weighted coverage,
     argmax_S Σ_c w_c · coverage(S, c), and the released code scores each source alone and takes the best five, which may
     be five of one kind. Here a set's semantic part is the mean over the capability's texts of the best source's cosine,
     its statistical part that of the even mixture of its tokens, and the set grows greedily while that gains.
