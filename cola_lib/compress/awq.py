@@ -88,8 +88,8 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     importance = _unit_means(stats.abs_mean(), unit)
     heaviness = _unit_means(_weight_means(W, spec), unit) if spec.duo_scaling else None
     best, least = torch.ones_like(stats.abs_sum), float("inf")
-    live = importance[importance > 0]
-    typical = float(live.mean()) if len(live) else 1.0
+    n_live = (importance > 0).sum()
+    typical = torch.where(n_live > 0, importance.sum() / n_live, 1.0)
     for candidate in _candidates(importance, typical, heaviness, spec.n_grid):
         # Expanded last: a vectorized power may differ from place to place, and a unit has one scale.
         scale = (candidate / (candidate.max() * candidate.min()).sqrt())[unit]
@@ -106,10 +106,10 @@ def _weight_means(W: Tensor, spec: QuantSpec) -> Tensor:
     return relative.flatten(1).mean(0)
 
 
-def _candidates(importance: Tensor, typical: float, weight_means: Tensor | None, n_grid: int) -> Iterator[Tensor]:
+def _candidates(importance: Tensor, typical: Tensor, weight_means: Tensor | None, n_grid: int) -> Iterator[Tensor]:
     """Scales to try, before they are normalized: those from inputs alone come first, and win a tie."""
     powers = [importance.pow(step / n_grid) for step in range(n_grid)]
-    least = [LEAST * typical ** (step / n_grid) for step in range(n_grid)]
+    least = [LEAST * typical.pow(step / n_grid) for step in range(n_grid)]
     yield from (power.clamp(min=bound) for power, bound in zip(powers, least, strict=True))
     if weight_means is not None:
         for step, (power, bound) in enumerate(zip(powers, least, strict=True)):

@@ -205,7 +205,7 @@ def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    zeros = torch.cat([zeros_to_keep(W, spec) for W in problem.weights])
+    zeros = zeros_to_keep(problem.weights, spec)
     stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
     return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
 

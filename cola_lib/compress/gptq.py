@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,30 +33,42 @@ SPARSE = 0.05
 """Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
 
 
-def zeros_to_keep(W: Tensor, spec: QuantSpec) -> Tensor:
-    """Mark the zeros of a weight that stay zero.
+def zeros_to_keep(weights: Sequence[Tensor], spec: QuantSpec) -> Tensor | None:
+    """Mark the zeros that stay zero, in layers that read one input.
 
     Parameters
     ----------
-    W : Tensor of shape (d_out, d_in)
-        Weight of one layer.
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
     spec : QuantSpec
         ``keep_zeros`` decides.
 
     Returns
     -------
-    Tensor of bool, of the shape of ``W``
+    Tensor of shape (d_out, d_in), bool, or None
+        Of the stacked weights; ``None`` if no layer keeps its zeros.
     """
-    zeros = W == 0
-    keep = spec.keep_zeros if spec.keep_zeros is not None else bool(zeros.float().mean() >= SPARSE)
-    return zeros if keep else torch.zeros_like(zeros)
+    if spec.keep_zeros is False:
+        return None
+    zeros = [W == 0 for W in weights]
+    if spec.keep_zeros is None:
+        pruned = torch.stack([of_layer.float().mean() for of_layer in zeros]) >= SPARSE
+        if not pruned.any():
+            return None
+        zeros = [of_layer & keeps for of_layer, keeps in zip(zeros, pruned, strict=True)]
+    return torch.cat(zeros)
+
+
+def _without(zeros: Tensor | None, j: int, column: Tensor) -> Tensor:
+    """Zero what has to stay zero in a column; zeros of shape (d_in, d_out), in the order of the sweep."""
+    return column if zeros is None else column.masked_fill_(zeros[j], 0)
 
 
 class _Round:
     """Round columns to their group's grid, which is fitted when the sweep arrives at the group."""
 
-    def __init__(self, zeros: Tensor, group_size: int, spec: QuantSpec) -> None:
-        self.zeros, self.group_size, self.spec = zeros, group_size, spec  # zeros: (d_in, d_out), in the sweep's order
+    def __init__(self, zeros: Tensor | None, group_size: int, spec: QuantSpec) -> None:
+        self.zeros, self.group_size, self.spec = zeros, group_size, spec
         self.grids: list[Grid] = []  # each (d_out,), in the order of the sweep
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:
@@ -63,18 +77,19 @@ class _Round:
     def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
         if start % self.group_size == 0:
             group = slice(start, start + self.group_size)
-            low, high = V[group].masked_fill(self.zeros[group], 0).aminmax(dim=0)  # (d_out,)
+            kept = V[group] if self.zeros is None else V[group].masked_fill(self.zeros[group], 0)
+            low, high = kept.aminmax(dim=0)  # (d_out,)
             self.grids.append(fit_grid(low, high, self.spec.bits, self.spec.symmetric))
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[-1].round(w).masked_fill_(self.zeros[j], 0)
+        return _without(self.zeros, j, self.grids[-1].round(w))
 
 
 class _RoundStatic:
     """Round columns to grids that were fitted before the sweep."""
 
-    def __init__(self, W: Tensor, zeros: Tensor, order: Tensor, group_size: int, spec: QuantSpec) -> None:
-        self.zeros = zeros  # (d_in, d_out), in the order of the sweep
+    def __init__(self, W: Tensor, zeros: Tensor | None, order: Tensor, group_size: int, spec: QuantSpec) -> None:
+        self.zeros = zeros
         grid = grid_of(in_groups(W, group_size), spec.bits, spec.symmetric)
         by_group = (t.squeeze(-1).T.contiguous() for t in grid)  # each (n_groups, d_out)
         self.grids = [Grid(*parts) for parts in zip(*by_group, strict=True)]
@@ -87,7 +102,7 @@ class _RoundStatic:
         pass
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[self.group[j]].round(w).masked_fill_(self.zeros[j], 0)
+        return _without(self.zeros, j, self.grids[self.group[j]].round(w))
 
 
 def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> Tensor:
@@ -147,7 +162,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     >>> [row.unique().numel() <= 4 for row in rounded]
     [True, True]
     """
-    return gptq_on_grid(W, stats, spec, layer).values
+    return gptq_on_grid(W, stats, spec, layer, zeros_to_keep([W], spec)).values
 
 
 def gptq_on_grid(
@@ -166,15 +181,14 @@ def gptq_on_grid(
     layer : str
         Name for error messages.
     zeros : Tensor of shape (d_out, d_in), bool, optional
-        Weights that stay zero; by default those of :func:`zeros_to_keep`.
+        Weights that stay zero, of :func:`zeros_to_keep`.
     """
     d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
-    zeros = zeros_to_keep(W, spec) if zeros is None else zeros
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
     V = W.T[order]  # (d_in, d_out), contiguous
     block, sub_block = _blocks(group_size, d_in, spec.block_size)
-    held = zeros.T[order]
+    held = None if zeros is None else zeros.T[order]
     rule = _RoundStatic(W, held, order, group_size, spec) if spec.static_groups else _Round(held, group_size, spec)
     sweep(V, U, rule, block=block, sub_block=sub_block)
     place = torch.argsort(order)  # of each column in the sweep

@@ -61,7 +61,7 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     activations, weights = (least.scatter_reduce(0, unit, most, "amax") for most in (abs_max, W.abs().amax(0)))
     scale = activations.pow(alpha) / weights.clamp(min=LEAST).pow(1 - alpha)
     live = activations > 0
-    typical = scale[live].log().mean().exp() if live.any() else 1.0
+    typical = (torch.where(live, scale.log(), 0.0).sum() / live.sum().clamp(min=1)).exp()
     return torch.where(live, scale.clamp(min=LEAST * typical), typical)[unit]
 
 

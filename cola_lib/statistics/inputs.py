@@ -414,7 +414,7 @@ class InputStatistics(ChannelSums):
             if not torch.isfinite(H).all():
                 raise NumericsError(layer, "its Gram matrix holds NaN or infinity; collect the statistics again")
             live = diagonal != 0
-            mean = diagonal.sum() / live.sum() if live.any() else diagonal.new_ones(())
+            mean = torch.where(live.any(), diagonal.sum() / live.sum(), 1.0)
             order = torch.arange(self.d_in, device=H.device)
             if act_order:
                 order = torch.argsort(diagonal, descending=True, stable=True)
