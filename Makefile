@@ -32,7 +32,7 @@ SOURCES      := cola_lib tests $(wildcard benchmarks)
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html check-book pdf notebook evidence test coverage interop assets setup lint format bench lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence test coverage interop assets setup lint format bench same-numbers lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -111,6 +111,9 @@ format: setup  ## Mend style and formatting
 
 bench: setup assets  ## Time everything against the forward pass and the peers, into benchmarks/results; BENCH="--only walk" for a part
 	$(PY) -m benchmarks --out benchmarks/results/$(MACHINE).json $(BENCH)
+
+same-numbers: setup  ## Recompute the analysis of the evidence under several BLAS kernels and thread counts, and compare
+	$(PY) -m benchmarks.same_numbers
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	$(COMPILE) --extra book --extra dev --extra export --extra embeddings --extra ray pyproject.toml -o requirements.lock

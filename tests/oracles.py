@@ -7,6 +7,7 @@ deferred updates, nothing shared.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -68,9 +69,11 @@ def ria(W: Tensor, X: Tensor, sparsity: float, pattern: tuple[int, int] | None =
 def _hessian(X: Tensor, damp: float) -> Tensor:
     X = X.double()
     H = 2 * X.T @ X / X.shape[0]
-    dead = H.diagonal() == 0
-    H[dead, dead] = 1
-    return H + damp * H.diagonal().mean() * torch.eye(H.shape[0], dtype=H.dtype)
+    live = [value for value in H.diagonal().tolist() if value > 0]
+    mean = sum(live) / len(live)
+    for j in range(len(H)):
+        H[j, j] += damp * mean + (mean if H[j, j] == 0 else 0)
+    return H
 
 
 def _brain_surgery_step(W: Tensor, Hinv: Tensor, j: int, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,6 +203,9 @@ def awq(
     if rows is not None:
         shared = {r: [c for c, other in enumerate(rows) if other == r] for r in rows}
         importance = torch.stack([importance[shared[r]].mean() for r in rows])
+    units = range(len(importance)) if rows is None else [rows.index(row) for row in sorted(set(rows))]
+    live = [float(importance[j]) for j in units if importance[j] > 0]
+    typical = sum(live) / len(live)
     best, least = torch.ones_like(importance), float("inf")
     heaviness = _relative_weights(torch.cat(weights), group_size)
     if rows is not None:
@@ -208,7 +214,7 @@ def awq(
         s = importance ** (step / n_grid)
         if duo:
             s = s / (heaviness ** (1 - step / n_grid) + 1e-4)
-        s = s.clamp(min=1e-4)
+        s = s.clamp(min=1e-4 * typical ** (step / n_grid))
         s = s / (s.max() * s.min()).sqrt()
         loss = sum(
             float(((X / s) @ rtn(W * s, bits, group_size, symmetric).T - X @ W.T).square().sum()) for W in weights
@@ -260,7 +266,11 @@ def smoothquant_scale(weights: list[Tensor], X: Tensor, alpha: float, rows: list
         tied = [j] if rows is None else [c for c, other in enumerate(rows) if other == rows[j]]
         x = max(float(X[t, c].abs()) for t in range(X.shape[0]) for c in tied)
         w = max(float(W[i, c].abs()) for i in range(W.shape[0]) for c in tied)
-        scale.append(max(x**alpha / max(w, 1e-5) ** (1 - alpha), 1e-5) if x > 0 else 1.0)
+        scale.append(x**alpha / max(w, 1e-5) ** (1 - alpha) if x > 0 else None)
+    units = range(len(scale)) if rows is None else [rows.index(row) for row in sorted(set(rows))]
+    live = [scale[j] for j in units if scale[j] is not None]
+    typical = math.prod(s ** (1 / len(live)) for s in live)  # geometric mean; 1 if there is none
+    scale = [typical if s is None else max(s, 1e-5 * typical) for s in scale]
     return torch.tensor(scale, dtype=torch.float64)
 
 

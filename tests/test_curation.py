@@ -449,6 +449,21 @@ def test_stage_one_finds_the_source_of_the_target(pool, lm, capability):
     assert set(chosen.sources) == {capability}
 
 
+def test_stage_one_draws_whole_texts_and_not_the_first_rows(lm):
+    """A source that begins with one long document is more than that document."""
+    digits, words = Sample("long", "0110 1001 " * 400, "mixed"), texts("code", 30, seed=1)
+    pool = Pool({"mixed": [digits, *words], "digits": [Sample("d", "0110 1001 " * 40, "digits")]})
+    rows = pool.whole_texts(lm.tokenizer, SEQ_LEN, most=20, seed=0)
+    assert rows.sources.count("mixed") == 20 and len(set(rows.tokens.sample_ids)) == 21
+    assert max(rows.lengths) == SEQ_LEN and max(map(len, rows.texts)) > 2 * SEQ_LEN, "texts are whole, rows are not"
+    others = [pool.whole_texts(lm.tokenizer, SEQ_LEN, most=20, seed=seed).tokens.sample_ids for seed in (0, 1)]
+    assert others[0] == rows.tokens.sample_ids != others[1], "a seed decides"
+    alone = pool.only(["mixed"]).whole_texts(lm.tokenizer, SEQ_LEN, most=20, seed=0)
+    assert alone.tokens.sample_ids == rows.tokens.sample_ids[:20], "other sources do not"
+    target = Target("code", {"code": texts("code", 8, seed=5)}, {"code": 1.0})
+    assert cover(pool, lm, target, seq_len=SEQ_LEN, embedding="tfidf", n_sources=1).chosen == ("mixed",)
+
+
 def test_a_set_of_sources_covers_what_no_source_covers_alone(pool, lm):
     found = cover(pool, lm, aim(), seq_len=SEQ_LEN, embedding="tfidf")
     assert set(found.chosen[:2]) == {"math", "code"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import approx_fprime, minimize
 
 from cola_lib.analysis import source_share, source_versus_method, variance_components
+from cola_lib.analysis.variance import _restricted, _Strata
 from cola_lib.errors import DataError
 
 
@@ -81,6 +83,69 @@ def test_components_are_those_of_the_data():
         assert found[name] == pytest.approx(sd**2, rel=loose), name
 
 
+def dense_deviance(grid, components):
+    """Minus twice the restricted log-likelihood from whole matrices; one (method, draw) array for each source."""
+    cells = [(s, m, d) for s, one in enumerate(grid) for m, d in np.ndindex(one.shape)]
+    y = np.array([grid[s][m, d] for s, m, d in cells])
+    shared = [[0], [1], [0, 1], [0, 2], [0, 1, 2]]  # what two cells have in common to share each component
+    V = sum(
+        variance * np.array([[all(a[i] == b[i] for i in axes) for b in cells] for a in cells])
+        for variance, axes in zip(components, shared, strict=True)
+    )
+    inverse, ones = np.linalg.inv(V), np.ones(len(y))
+    information = ones @ inverse @ ones
+    rest = y - (ones @ inverse @ y) / information
+    return np.linalg.slogdet(V)[1] + np.log(information) + rest @ inverse @ rest
+
+
+@pytest.mark.parametrize("draws", [[3, 3, 3], [2, 4, 3, 2]])
+def test_the_likelihood_is_that_of_the_whole_covariance_matrix(draws):
+    rng = np.random.default_rng(len(draws))
+    grid = [rng.normal(size=(4, n)) for n in draws]
+    strata = _Strata.of(grid)
+    points = rng.uniform(0.1, 2, (4, 5))
+    constants = [dense_deviance(grid, at) - strata.deviance(at)[0] for at in points]
+    assert np.ptp(constants) < 1e-9
+    for at in points:
+        slope = approx_fprime(at, lambda x: strata.deviance(x)[0], 1e-7)
+        np.testing.assert_allclose(strata.deviance(at)[1], slope, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_other_components_are_more_likely(seed):
+    """With components at 0, draws that differ in number, and starts all over the place."""
+    rng = np.random.default_rng(seed)
+    n_sources, n_methods = rng.integers(2, 7), rng.integers(2, 5)
+    spread = rng.choice([0, 0.1, 1, 3], 4)
+    of_method = rng.normal(0, 1, (n_methods, 1)) * spread[1]
+    grid = [
+        rng.normal() * spread[0]
+        + of_method
+        + rng.normal(0, 1, (n_methods, 1)) * spread[2]
+        + rng.normal(0, 1, (1, n)) * spread[3]
+        + rng.normal(0, 0.2, (n_methods, n))
+        for n in (rng.integers(2, 6, n_sources) if seed % 2 else np.full(n_sources, 3))
+    ]
+    scale = np.concatenate([one.ravel() for one in grid]).std(ddof=1)
+    strata = _Strata.of([one / scale for one in grid])
+    found = np.array(list(_restricted(grid).values())) / scale**2
+    bounds = [(0, None)] * 4 + [(1e-6, None)]
+    others = [
+        minimize(strata.deviance, rng.uniform(0.001, 2, 5), jac=True, method="L-BFGS-B", bounds=bounds).fun
+        for _ in range(6)
+    ]
+    assert strata.deviance(found)[0] < min(others) + 1e-6
+    again = np.array(list(_restricted([one[::-1] * 1000 + 5 for one in grid]).values()))
+    np.testing.assert_allclose(again / 1e6, found * scale**2, rtol=1e-5, atol=1e-9)
+
+
+def test_cells_without_a_residual_are_refused_unless_the_closed_form_holds():
+    rng = np.random.default_rng(0)
+    additive = [rng.normal() + rng.normal(size=(3, 1)) + rng.normal(size=(1, n)) for n in (2, 3, 4)]
+    with pytest.raises(DataError, match="did not converge"):
+        _restricted(additive)
+
+
 def test_restricted_likelihood_is_the_analysis_of_variance_where_that_is_positive():
     frame, _ = crossed(3)
     table = variance_components(frame)
@@ -92,12 +157,12 @@ def test_restricted_likelihood_is_the_analysis_of_variance_where_that_is_positiv
     rest = mean - mean.mean(1, keepdims=True) - mean.mean(0) + mean.mean()
     ms_both = 4 * (rest**2).sum() / (5 * 3)
     ms_method = 6 * 4 * mean.mean(0).var(ddof=1)
-    assert found["method"] == pytest.approx((ms_method - ms_both) / (6 * 4), rel=0.05)
+    assert found["method"] == pytest.approx((ms_method - ms_both) / (6 * 4), rel=1e-9)
     within = grid - mean[..., None]
     draws = within.mean(axis=1, keepdims=True)
     ms_rest = ((within - draws) ** 2).sum() / (6 * 3 * 3)
     ms_draw = 4 * (draws**2).sum() / (6 * 3)
-    assert found["draw"] == pytest.approx((ms_draw - ms_rest) / 4, rel=0.05)
+    assert found["draw"] == pytest.approx((ms_draw - ms_rest) / 4, rel=1e-9)
 
 
 def test_a_component_may_be_nothing():

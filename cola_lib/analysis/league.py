@@ -107,7 +107,7 @@ def mean_ranks(
         missing = tasks.columns[tasks.isna().any()][0]
         where = tasks.index[tasks[missing].isna()][0]
         raise DataError(f"{competitor} {missing!r} has no score at {where}, where others have one")
-    ranks = tasks.rank(axis=1).groupby(level=block).mean()  # (n_blocks, n_competitors)
+    ranks = tasks.round(12).rank(axis=1).groupby(level=block).mean()  # (n_blocks, n_competitors)
     spread = ranks.std(ddof=1) / np.sqrt(n_blocks) * stats.t.ppf((1 + level) / 2, n_blocks - 1)
     mean = ranks.mean()
     first = ranks.eq(ranks.min(axis=1), axis=0).mean()

@@ -147,8 +147,10 @@ def permutation_test(
         if len(values) < 2:
             raise DataError(f"source {name!r} has {len(values)} draw, and a test against draws needs 2 of each source")
     sizes = [len(values) for values in scores.values()]
+    every = np.concatenate(list(scores.values()))
+    spread = float(every.std()) or 1.0
     found = stats.permutation_test(
-        list(scores.values()),
+        [(values - every.mean()) / spread for values in scores.values()],
         _between,
         permutation_type="independent",
         alternative="greater",
@@ -159,7 +161,7 @@ def permutation_test(
     possible = _arrangements(sizes)
     exact = possible <= n_resamples
     return PermutationTest(
-        statistic=float(found.statistic),
+        statistic=float(found.statistic) * spread**2,
         p_value=float(found.pvalue),
         smallest_p=max(_ties(sizes) / possible, 0.0 if exact else 1 / (n_resamples + 1)),
         n_sources=len(sizes),
@@ -169,11 +171,13 @@ def permutation_test(
 
 
 def _between(*groups: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Variance of the group means, each weighted by its number of draws."""
+    """Variance of the group means, each weighted by its number of draws, of values with a variance of 1."""
     sizes = np.array([group.shape[axis] for group in groups], dtype=float)
     means = np.stack([group.mean(axis=axis) for group in groups], axis=-1)
     centre = (means * sizes).sum(axis=-1, keepdims=True) / sizes.sum()
-    return ((means - centre) ** 2 * sizes).sum(axis=-1) / sizes.sum()
+    between = ((means - centre) ** 2 * sizes).sum(axis=-1) / sizes.sum()
+    # Many arrangements are equal but for the order of a sum, and must count as ties whatever that order is.
+    return np.round(between, 10)
 
 
 def _arrangements(sizes: Sequence[int]) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.tools.sm_exceptions import ConvergenceWarning
+from scipy.optimize import minimize
 
 from cola_lib.analysis.bootstrap import estimate
 from cola_lib.analysis.estimates import Estimate
@@ -20,6 +20,12 @@ from cola_lib.errors import DataError
 
 Array = NDArray[np.float64]
 Grid = dict[tuple[str, str], Condition]
+
+CELL_COMPONENTS = ("source", "method", "source x method", "draw", "residual")
+"""Components of the variance between cells."""
+
+TINY = 1e-9
+"""Least variance of a component that is not 0, as a share of the variance of all cells."""
 
 
 def source_share(
@@ -102,7 +108,7 @@ def variance_components(
     Raises
     ------
     DataError
-        If there are fewer than 2 sources, methods or draws, a cell is missing, or the mixed model does not converge.
+        If there are fewer than 2 sources, methods or draws, a cell is missing, or the search does not converge.
 
     Notes
     -----
@@ -110,12 +116,15 @@ def variance_components(
     then the relative loss that the book reports, and an item that the dense model finds easy does not blow up, as
     it does in its own ratio or logarithm.
 
-    Source, method, their interaction and draw are crossed random effects, fitted by restricted maximum likelihood
-    (statsmodels ``MixedLM``, one group, a variance component each) to the means over items: some 500 cells, which take
-    less than a second, where the items of all cells would be 50,000 rows. The two item components come from the two-way
-    analysis of variance of cells and items without replication, and the residual gives up what item x cell puts into
-    a mean over items. What items add to the other components through interactions of their own (an item that suits
-    a source) is not taken off; :func:`source_versus_method` does.
+    Source, method and their interaction are random effects, and so is the draw within a source. They are estimated by
+    restricted maximum likelihood from the means over items. With equally many draws of each source the estimates are
+    those of the analysis of variance, in closed form, as long as none of these is negative. Otherwise the likelihood is
+    maximized with each set of components held at 0 in turn, and the solution must pass a check of its gradient. The
+    likelihood needs no matrices: it factors into the mean over methods and contrasts between methods, each within and
+    between sources. The two item components come from the two-way analysis of variance of cells and items without
+    replication, and the residual gives up what item x cell puts into a mean over items. What items add to the other
+    components through interactions of their own (an item that suits a source) is not taken off;
+    :func:`source_versus_method` does.
 
     With few sources and methods these components describe *these* sources and methods: for all that there could be they
     are as uncertain as any variance on so few degrees of freedom.
@@ -140,12 +149,8 @@ def variance_components(
     losses = _losses(cells, condition(frame[frame["method"] == dense], score, draw=draw))
     first = next(iter(cells.values()))
     share = 1 / np.bincount(first.task)[first.task] / len(first.tasks)  # tasks count equally, and so do their items
-    rows = [
-        {"source": s, "method": m, "draw": f"{s} #{d}", "loss": row @ share}
-        for (s, m), loss in losses.items()
-        for d, row in zip(cells[s, m].draws, loss, strict=True)
-    ]
-    found = _mixed(pd.DataFrame(rows))
+    sources, methods = (sorted({key[axis] for key in cells}) for axis in (0, 1))
+    found = _restricted([np.stack([(losses[s, m] * share).sum(axis=1) for m in methods]) for s in sources])
     item, both = _item_components(np.concatenate(list(losses.values())))
     found["residual"] = max(found["residual"] - both * float(np.square(share).sum()), 0.0)
     found |= {"item": item, "item x cell": both}
@@ -183,28 +188,130 @@ def _losses(cells: Grid, dense: Condition) -> dict[tuple[str, str], Array]:
     return {key: (one.numerator - dense.numerator) / scale for key, one in cells.items()}
 
 
-def _mixed(rows: pd.DataFrame) -> dict[str, float]:
-    """Restricted maximum likelihood of crossed components, one row per cell."""
-    spread = rows["loss"].std()
+class _Strata(NamedTuple):
+    """A grid reduced to what the restricted likelihood reads: the mean over methods, and contrasts between methods.
+
+    Each has a part within sources (of draws around their mean) and one between them. Orthonormal contrasts of methods
+    have the same distribution, so their sums of squares stand for them.
+    """
+
+    n_methods: int
+    n_draws: Array  # (n_sources,)
+    average: Array  # (n_sources,), sqrt(n_methods) times the mean of each source
+    contrast: Array  # (n_sources, n_methods), deviation of each method's mean over draws from the source's mean
+    within_average: float  # sums of squares
+    within_contrast: float
+
+    @classmethod
+    def of(cls, grid: Sequence[Array]) -> _Strata:
+        """Reduce losses, one array of shape (n_methods, n_draws) for each source."""
+        n_methods = len(grid[0])
+        means = np.stack([cells.mean(axis=1) for cells in grid])
+        average = means.mean(axis=1)
+        of_draws = [cells.mean(axis=0) - cells.mean() for cells in grid]
+        rest = [cells - cells.mean(axis=1, keepdims=True) - draws for cells, draws in zip(grid, of_draws, strict=True)]
+        return cls(
+            n_methods,
+            np.array([cells.shape[1] for cells in grid], dtype=np.float64),
+            n_methods**0.5 * average,
+            means - average[:, None],
+            n_methods * float(sum(np.square(draws).sum() for draws in of_draws)),
+            float(sum(np.square(one).sum() for one in rest)),
+        )
+
+    def by_mean_squares(self) -> Array:
+        """Estimates of the analysis of variance, as :data:`CELL_COMPONENTS`; unbiased if draws are balanced."""
+        n_sources, m, d = len(self.n_draws), self.n_methods, len(self.n_draws) / (1 / self.n_draws).sum()
+        df = self.n_draws.sum() - n_sources
+        residual = self.within_contrast / (df * (m - 1))
+        draw = (self.within_average / df - residual) / m
+        of_method = self.contrast.mean(axis=0)
+        both = d * np.square(self.contrast - of_method).sum() / ((n_sources - 1) * (m - 1))
+        method = d * n_sources * np.square(of_method).sum() / (m - 1)
+        source = d * self.average.var(ddof=1)
+        return np.array(
+            [
+                (source - both - m * draw) / (m * d),
+                (method - both) / (n_sources * d),
+                (both - residual) / d,
+                draw,
+                residual,
+            ]
+        )
+
+    def deviance(self, components: Array) -> tuple[float, Array]:
+        """Minus twice the restricted log-likelihood, up to a constant, and its gradient."""
+        source, method, both, draw, residual = components
+        m, d = self.n_methods, self.n_draws
+        df = d.sum() - len(d)
+        cell = residual + m * draw
+        value = df * np.log(cell) + self.within_average / cell
+        value += (m - 1) * df * np.log(residual) + self.within_contrast / residual
+        by_cell = df / cell - self.within_average / cell**2
+        by_residual = (m - 1) * df / residual - self.within_contrast / residual**2
+
+        w = m * source + both + cell / d  # variance of each source's average; its mean is the fixed effect
+        total = (1 / w).sum()
+        centred = self.average - (self.average / w).sum() / total
+        value += np.log(w).sum() + np.log(total) + (centred**2 / w).sum()
+        by_w = 1 / w - 1 / (w**2 * total) - (centred / w) ** 2
+
+        v = both + residual / d  # variance of each source's contrasts, beside what a method has in common to all
+        precision = (1 / v).sum()
+        spread = 1 + method * precision
+        sums = (self.contrast / v[:, None]).sum(axis=0)
+        value += (m - 1) * (np.log(v).sum() + np.log(spread))
+        value += (self.contrast**2 / v[:, None]).sum() - method * (sums**2).sum() / spread
+        by_method = (m - 1) * precision / spread - (sums**2).sum() / spread**2
+        by_v = (m - 1) * (1 / v - method / (v**2 * spread))
+        by_v -= (np.square(self.contrast - method * sums / spread)).sum(axis=1) / v**2
+
+        by_cell += (by_w / d).sum()
+        by_both = by_w.sum() + by_v.sum()
+        gradient = [m * by_w.sum(), by_method, by_both, m * by_cell, by_cell + by_residual + (by_v / d).sum()]
+        return float(value), np.array(gradient)
+
+
+def _restricted(grid: Sequence[Array]) -> dict[str, float]:
+    """Components with the greatest restricted likelihood; one array of shape (n_methods, n_draws) for each source."""
+    spread = float(np.concatenate([cells.ravel() for cells in grid]).std(ddof=1))
     if spread == 0:
         raise DataError("all cells have the same loss; there is no variance to take apart")
-    names = {
-        "source": "0 + C(source)",
-        "method": "0 + C(method)",
-        "source x method": "0 + C(source):C(method)",
-        "draw": "0 + C(draw)",
-    }
-    rows = rows.assign(loss=(rows["loss"] - rows["loss"].mean()) / spread, everything=1)
-    model = MixedLM.from_formula("loss ~ 1", rows, groups="everything", vc_formula=names)
-    with warnings.catch_warnings():
-        # A component at 0 is a result here; whether the optimizer arrived is asked of it below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = model.fit(reml=True, method=["lbfgs", "powell"])
-    if not fitted.converged:
-        raise DataError(f"the mixed model of {len(rows)} cells did not converge; are there enough draws and sources?")
-    found: Mapping[str, float] = dict(zip(model.exog_vc.names, fitted.vcomp, strict=True))
-    scale = float(spread) ** 2
-    return {name: float(found[name]) * scale for name in names} | {"residual": float(fitted.scale) * scale}
+    strata = _Strata.of([cells / spread for cells in grid])
+    exact = strata.by_mean_squares()
+    balanced = len(set(strata.n_draws)) == 1
+    found = exact if balanced and (exact >= 0).all() else _most_likely(strata, exact)
+    return dict(zip(CELL_COMPONENTS, (found * spread**2).tolist(), strict=True))
+
+
+def _most_likely(strata: _Strata, near: Array) -> Array:
+    """Maximize the restricted likelihood with each set of components held at 0, in logarithms of the others."""
+    start = np.maximum(near, 0.01)  # the losses are scaled to a variance of 1
+    best, least = start, np.inf
+    for free in product([False, True], repeat=len(start) - 1):
+        at = np.array([*free, True])
+
+        def objective(logarithms: Array, at: NDArray[np.bool_] = at) -> tuple[float, Array]:
+            components = np.zeros(len(at))
+            components[at] = np.exp(logarithms)
+            value, gradient = strata.deviance(components)
+            return value, (gradient * components)[at]
+
+        bounds = [(math.log(TINY), -math.log(TINY))] * int(at.sum())
+        options = {"maxiter": 1000, "ftol": 0.0, "gtol": 1e-9}
+        found = minimize(objective, np.log(start[at]), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        if found.fun < least - 1e-9:  # a component leaves 0 only if that makes the grid more likely
+            best, least = np.zeros(len(at)), found.fun
+            best[at] = np.exp(found.x)
+    _, gradient = strata.deviance(best)
+    slope = np.where(best > 0, np.abs(gradient * best), np.maximum(-gradient * best[-1], 0))
+    if not (slope < 1e-4).all():
+        worst = CELL_COMPONENTS[int(slope.argmax())]
+        raise DataError(
+            f"the components of variance did not converge: the likelihood still rises with that of {worst}; "
+            "compare more sources or more draws"
+        )
+    return best
 
 
 def _item_components(losses: Array) -> tuple[float, float]:

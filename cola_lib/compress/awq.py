@@ -17,18 +17,24 @@ CLIP_STEPS, CLIP_LEAST = 20, 0.5
 """A group's range is shrunk in steps of 1/20, down to more than half: ``auto_clip.py`` of the reference."""
 
 
+LEAST = 1e-4
+"""Bound of the reference on a scale, from below; here it is relative to the typical input."""
+
 ROWS = 512
 """Rows judged at a time: few enough that the dozen passes over them stay in the cache."""
 
 
-def _tied(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Average ``x`` over the channels that share a producer's row."""
+def units(rows: Tensor | None, like: Tensor) -> Tensor:
+    """Give each channel the number of its unit: channels that share a producer's row share a scale."""
     if rows is None:
-        return x
-    _, index = rows.to(x.device).unique(return_inverse=True)
-    total = torch.zeros(int(index.max()) + 1, device=x.device).index_add_(0, index, x)
-    shared = torch.bincount(index, minlength=total.numel())
-    return (total / shared)[index]
+        return torch.arange(len(like), device=like.device)
+    return rows.to(like.device).unique(return_inverse=True)[1]
+
+
+def _unit_means(x: Tensor, unit: Tensor) -> Tensor:
+    """Average ``x`` over the channels of each unit."""
+    shared = torch.bincount(unit)
+    return torch.zeros(len(shared), device=x.device).index_add_(0, unit, x) / shared
 
 
 def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor | None = None) -> Tensor:
@@ -54,10 +60,11 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     -----
     The candidates are those of the reference: mean |x| to a power r from 0 to below 1. With ``duo_scaling`` each is
     tried divided by w̄ to the power 1 − r too, as AutoAWQ and llm-compressor do, where w̄ is the mean of |w| over a
-    channel's column, each weight relative to the largest of its group. The reference judges
-    them by the squared error of the block's output on a sample of tokens. Here it is that of the layers'
-    outputs on all tokens, tr(ΔW·XᵀX·ΔWᵀ), which the Gram matrix gives without running the block. Where several heads
-    share a value head, the reference leaves the output projection unscaled; here their scales are tied.
+    channel's column, each weight relative to the largest of its group. The reference judges them by the squared error
+    of the block's output on a sample of tokens. Here it is that of the layers' outputs on all tokens, tr(ΔW·XᵀX·ΔWᵀ),
+    which the Gram matrix gives without running the block. Where several heads share a value head, the reference leaves
+    the output projection unscaled; here their scales are tied. The reference bounds scales at 1e-4 from below; here the
+    bound is relative to the mean of live channels, so that the unit of the inputs changes no result.
 
     References
     ----------
@@ -77,12 +84,15 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     >>> scale.shape, bool((scale > 0).all())
     (torch.Size([4]), True)
     """
-    importance = _tied(stats.abs_mean(), rows)
-    best, least = torch.ones_like(importance), float("inf")
-    for scale in _candidates(
-        importance, _tied(_weight_means(W, spec), rows) if spec.duo_scaling else None, spec.n_grid
-    ):
-        scale = scale / (scale.max() * scale.min()).sqrt()
+    unit = units(rows, stats.abs_sum)
+    importance = _unit_means(stats.abs_mean(), unit)
+    heaviness = _unit_means(_weight_means(W, spec), unit) if spec.duo_scaling else None
+    best, least = torch.ones_like(stats.abs_sum), float("inf")
+    n_live = (importance > 0).sum()
+    typical = torch.where(n_live > 0, importance.sum() / n_live, 1.0)
+    for candidate in _candidates(importance, typical, heaviness, spec.n_grid):
+        # Expanded last: a vectorized power may differ from place to place, and a unit has one scale.
+        scale = (candidate / (candidate.max() * candidate.min()).sqrt())[unit]
         error = sum(stats.output_energy(rtn(part * scale, spec).div_(scale).sub_(part)) for part in W.split(ROWS))
         if error < least:
             best, least = scale, error
@@ -96,13 +106,14 @@ def _weight_means(W: Tensor, spec: QuantSpec) -> Tensor:
     return relative.flatten(1).mean(0)
 
 
-def _candidates(importance: Tensor, weight_means: Tensor | None, n_grid: int) -> Iterator[Tensor]:
+def _candidates(importance: Tensor, typical: Tensor, weight_means: Tensor | None, n_grid: int) -> Iterator[Tensor]:
     """Scales to try, before they are normalized: those from inputs alone come first, and win a tie."""
     powers = [importance.pow(step / n_grid) for step in range(n_grid)]
-    yield from (power.clamp(min=1e-4) for power in powers)
+    least = [LEAST * typical.pow(step / n_grid) for step in range(n_grid)]
+    yield from (power.clamp(min=bound) for power, bound in zip(powers, least, strict=True))
     if weight_means is not None:
-        for step, power in enumerate(powers):
-            yield (power / (weight_means.pow(1 - step / n_grid) + 1e-4)).clamp_(min=1e-4)
+        for step, (power, bound) in enumerate(zip(powers, least, strict=True)):
+            yield (power / (weight_means.pow(1 - step / n_grid) + 1e-4)).clamp_(min=bound)
 
 
 def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from cola_lib.arithmetic import fast_products
 from cola_lib.compress.awq import awq_on_grid
-from cola_lib.compress.gptq import gptq_on_grid
+from cola_lib.compress.gptq import gptq_on_grid, zeros_to_keep
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
@@ -205,7 +205,8 @@ def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0])
+    zeros = zeros_to_keep(problem.weights, spec)
+    stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
     return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
 
 
@@ -453,7 +454,7 @@ def compress_block(
     DataError
         If the method reads the largest magnitudes of channels, and the statistics do not hold them.
     NumericsError
-        If a weight is not finite, or a Hessian is singular; the message names the layer.
+        If a weight or the statistics are not finite, or a Hessian is singular; the message names the layer.
 
     Examples
     --------
@@ -474,6 +475,9 @@ def compress_block(
         stats = statistics[group.name] if statistics is not None else None
         on_targets = {target: each[group.name] for target, each in (targets or {}).items()}
         layers = [f"{name}.{layer}" for layer in group.layers]
+        for given in (stats, *on_targets.values()):
+            if given is not None:
+                given.check(layers[0])
         weights = [block.get_parameter(f"{layer}.weight").float() for layer in group.layers]
         for layer, W in zip(layers, weights, strict=True):
             if not torch.isfinite(W).all():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,11 +29,46 @@ def _blocks(group_size: int, d_in: int, block_size: int) -> tuple[int, int]:
     return block, _largest_divisor(group_size, min(SUB_BLOCK, block))
 
 
+SPARSE = 0.05
+"""Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
+
+
+def zeros_to_keep(weights: Sequence[Tensor], spec: QuantSpec) -> Tensor | None:
+    """Mark the zeros that stay zero, in layers that read one input.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
+    spec : QuantSpec
+        ``keep_zeros`` decides.
+
+    Returns
+    -------
+    Tensor of shape (d_out, d_in), bool, or None
+        Of the stacked weights; ``None`` if no layer keeps its zeros.
+    """
+    if spec.keep_zeros is False:
+        return None
+    zeros = [W == 0 for W in weights]
+    if spec.keep_zeros is None:
+        pruned = torch.stack([of_layer.float().mean() for of_layer in zeros]) >= SPARSE
+        if not pruned.any():
+            return None
+        zeros = [of_layer & keeps for of_layer, keeps in zip(zeros, pruned, strict=True)]
+    return torch.cat(zeros)
+
+
+def _without(zeros: Tensor | None, j: int, column: Tensor) -> Tensor:
+    """Zero what has to stay zero in a column; zeros of shape (d_in, d_out), in the order of the sweep."""
+    return column if zeros is None else column.masked_fill_(zeros[j], 0)
+
+
 class _Round:
     """Round columns to their group's grid, which is fitted when the sweep arrives at the group."""
 
-    def __init__(self, group_size: int, spec: QuantSpec) -> None:
-        self.group_size, self.spec = group_size, spec
+    def __init__(self, zeros: Tensor | None, group_size: int, spec: QuantSpec) -> None:
+        self.zeros, self.group_size, self.spec = zeros, group_size, spec
         self.grids: list[Grid] = []  # each (d_out,), in the order of the sweep
 
     def begin_block(self, start: int, stop: int, V: Tensor) -> None:
@@ -39,17 +76,20 @@ class _Round:
 
     def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
         if start % self.group_size == 0:
-            low, high = V[start : start + self.group_size].aminmax(dim=0)  # (d_out,)
+            group = slice(start, start + self.group_size)
+            kept = V[group] if self.zeros is None else V[group].masked_fill(self.zeros[group], 0)
+            low, high = kept.aminmax(dim=0)  # (d_out,)
             self.grids.append(fit_grid(low, high, self.spec.bits, self.spec.symmetric))
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[-1].round(w)
+        return _without(self.zeros, j, self.grids[-1].round(w))
 
 
 class _RoundStatic:
     """Round columns to grids that were fitted before the sweep."""
 
-    def __init__(self, W: Tensor, order: Tensor, group_size: int, spec: QuantSpec) -> None:
+    def __init__(self, W: Tensor, zeros: Tensor | None, order: Tensor, group_size: int, spec: QuantSpec) -> None:
+        self.zeros = zeros
         grid = grid_of(in_groups(W, group_size), spec.bits, spec.symmetric)
         by_group = (t.squeeze(-1).T.contiguous() for t in grid)  # each (n_groups, d_out)
         self.grids = [Grid(*parts) for parts in zip(*by_group, strict=True)]
@@ -62,7 +102,7 @@ class _RoundStatic:
         pass
 
     def column(self, j: int, w: Tensor) -> Tensor:
-        return self.grids[self.group[j]].round(w)
+        return _without(self.zeros, j, self.grids[self.group[j]].round(w))
 
 
 def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> Tensor:
@@ -75,7 +115,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     stats : InputStatistics
         Statistics of the layer's input; all of ``gram`` is read.
     spec : QuantSpec
-        Bits, group size, symmetry, ``damp``, ``act_order``, ``static_groups``, ``block_size``.
+        Bits, group size, symmetry, ``damp``, ``act_order``, ``static_groups``, ``block_size`` and ``keep_zeros``.
     layer : str
         Name for error messages.
 
@@ -88,12 +128,20 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     ------
     NumericsError
         If the Hessian is singular after damping.
+    SpecError
+        If the group size does not divide d_in.
 
     Notes
     -----
-    A group's grid is fitted to its weights as they are when the sweep arrives there. The reference fits it
-    to weights that lack the updates from inside the running block, which differs when a block holds several
-    groups. With ``act_order`` and without ``static_groups`` a group is ``group_size`` columns that follow one
+    A group's grid is fitted to its weights as they are when the sweep arrives there, as in the paper. The reference
+    fits it to weights that lack the updates from inside the running block, which differs when a block holds several
+    groups: at 2 bits, the paper's order has up to 3 % more layer error than the released one.
+
+    The zeros of a pruned layer stay zero, as in llm-compressor: see ``keep_zeros`` of
+    :class:`~cola_lib.compress.QuantSpec`. They are treated as SparseGPT treats what it prunes: the compensation
+    that would fall on them moves on to later columns.
+
+    With ``act_order`` and without ``static_groups`` a group is ``group_size`` columns that follow one
     another in the order of the sweep, as in the reference, and so scattered over the layer.
 
     References
@@ -114,10 +162,12 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     >>> [row.unique().numel() <= 4 for row in rounded]
     [True, True]
     """
-    return gptq_on_grid(W, stats, spec, layer).values
+    return gptq_on_grid(W, stats, spec, layer, zeros_to_keep([W], spec)).values
 
 
-def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> OnGrid:
+def gptq_on_grid(
+    W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer", zeros: Tensor | None = None
+) -> OnGrid:
     """Like :func:`gptq`, with the grid.
 
     Parameters
@@ -130,14 +180,16 @@ def gptq_on_grid(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str 
         As for :func:`gptq`.
     layer : str
         Name for error messages.
+    zeros : Tensor of shape (d_out, d_in), bool, optional
+        Weights that stay zero, of :func:`zeros_to_keep`.
     """
-    d_in = W.shape[1]
-    group_size = d_in if spec.settled_group_size == -1 else spec.settled_group_size
+    d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
     V = W.T[order]  # (d_in, d_out), contiguous
     block, sub_block = _blocks(group_size, d_in, spec.block_size)
-    rule = _RoundStatic(W, order, group_size, spec) if spec.static_groups else _Round(group_size, spec)
+    held = None if zeros is None else zeros.T[order]
+    rule = _RoundStatic(W, held, order, group_size, spec) if spec.static_groups else _Round(held, group_size, spec)
     sweep(V, U, rule, block=block, sub_block=sub_block)
     place = torch.argsort(order)  # of each column in the sweep
     grid = Grid(*(torch.stack(parts, dim=1) for parts in zip(*rule.grids, strict=True)))  # (d_out, n_groups)

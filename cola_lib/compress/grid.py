@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cola_lib.errors import SpecError
+
 UNTIE = 1e-6
 """Some ten float32 roundings: enough to decide a tie, too little to move a weight."""
 
@@ -114,5 +116,15 @@ def in_groups(W: Tensor, group_size: int) -> Tensor:
     Returns
     -------
     Tensor of shape (d_out, n_groups, group_size)
+
+    Raises
+    ------
+    SpecError
+        If the group size does not divide d_in.
     """
-    return W.unflatten(1, (-1, W.shape[1] if group_size == -1 else group_size))
+    d_in = W.shape[1]
+    if group_size != -1 and d_in % group_size:
+        raise SpecError(
+            f"group_size {group_size} does not divide the layer's width {d_in}; take a divisor, or -1 for whole rows"
+        )
+    return W.unflatten(1, (-1, d_in if group_size == -1 else group_size))

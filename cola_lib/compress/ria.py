@@ -30,8 +30,9 @@ def ria(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     Notes
     -----
     Weights are compared over the whole layer, as in the reference code: shares are made to be compared between rows. A
-    row or column of zeros gives its weights a share of zero. The permutation of channels that the paper adds for N:M
-    patterns is not done.
+    row or column of zeros gives its weights a share of zero. Exactly the asked number of weights goes; the reference
+    compares with a threshold and removes one more, or several where scores tie. The permutation of channels that the
+    paper adds for N:M patterns is not done.
 
     References
     ----------

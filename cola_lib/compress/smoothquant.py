@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cola_lib.compress.awq import units
 from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
@@ -13,16 +14,7 @@ from cola_lib.models import InputRounding
 from cola_lib.statistics.inputs import ChannelSums
 
 LEAST = 1e-5
-"""Bound of the reference on weights' maxima and on scales, from below."""
-
-
-def _tied_max(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Largest of ``x`` over the channels that share a producer's row."""
-    if rows is None:
-        return x
-    _, index = rows.to(x.device).unique(return_inverse=True)
-    most = torch.zeros(int(index.max()) + 1, device=x.device).scatter_reduce_(0, index, x, "amax")
-    return most[index]
+"""Bound of the reference on weights' maxima and on scales, from below; on scales, here, relative to the typical one."""
 
 
 def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | None = None) -> Tensor:
@@ -46,10 +38,11 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
 
     Notes
     -----
-    The reference gives a channel that calibration never saw above zero the least scale, 1e-5, so that whatever comes
-    along it later is made 100,000 times louder than it was. Here such a channel is left alone, with a scale of 1.
-    Channels that share a producer's row, as under grouped-query attention, share the scale of their largest maxima; the
-    reference smooths no such input.
+    The reference gives a channel that is 0 on all calibration tokens the least scale, 1e-5, so that any later input is
+    made 100,000 times larger. Here such a channel has the geometric mean of the other scales, and the bound is relative
+    to that mean: the unit of the inputs changes no result. The weights' grid is the one that all quantizers here share:
+    its step is max|W| / 127.5 at 8 bits, where the reference's is max|W| / 127. Channels that share a producer's row,
+    as under grouped-query attention, share the scale of their largest maxima; the reference smooths no such input.
 
     References
     ----------
@@ -63,9 +56,13 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     >>> smoothquant_scale(torch.tensor([[1.0, 0.25]]), abs_max=torch.tensor([4.0, 16.0]), alpha=0.5).tolist()
     [2.0, 8.0]
     """
-    activations, weights = _tied_max(abs_max, rows), _tied_max(W.abs().amax(0), rows)
+    unit = units(rows, abs_max)
+    least = torch.zeros(int(unit.max()) + 1, device=unit.device)
+    activations, weights = (least.scatter_reduce(0, unit, most, "amax") for most in (abs_max, W.abs().amax(0)))
     scale = activations.pow(alpha) / weights.clamp(min=LEAST).pow(1 - alpha)
-    return torch.where(activations == 0, 1.0, scale.clamp(min=LEAST))
+    live = activations > 0
+    typical = (torch.where(live, scale.log(), 0.0).sum() / live.sum().clamp(min=1)).exp()
+    return torch.where(live, scale.clamp(min=LEAST * typical), typical)[unit]
 
 
 def smoothquant(

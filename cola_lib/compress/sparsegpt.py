@@ -68,8 +68,8 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
 
     Notes
     -----
-    Exactly the asked share of each block goes, where the reference prunes one weight more. A Hessian that
-    stays singular is an error.
+    Exactly the asked share of each block goes. The reference compares scores with the k-th lowest, counted from 0, and
+    prunes one weight more. A Hessian that stays singular is an error.
 
     References
     ----------

@@ -128,6 +128,9 @@ class QuantSpec:
     act_strategy : {"token", "tensor"}
         What shares a step of that grid: a token, as it comes; or all tokens of a layer's input, with the range that
         calibration saw.
+    keep_zeros : bool or None
+        GPTQ: keep weights at zero that are zero, and with them an N:M pattern. ``None`` does so in layers where at
+        least 5 % of the weights are zero, as they are after pruning. The other methods round zero to zero anyway.
 
     Examples
     --------
@@ -150,6 +153,7 @@ class QuantSpec:
     clip: bool = True
     act_bits: int | None = None
     act_strategy: str = "token"
+    keep_zeros: bool | None = None
 
     def __post_init__(self) -> None:
         _check_method(self)
@@ -196,6 +200,8 @@ class QuantSpec:
         used = {"method", "bits", "group_size", "symmetric"}
         if self.method == "gptq":
             used |= {"damp", "act_order", "static_groups"}
+            if self.keep_zeros is not None:  # as below: no choice, no other key
+                used.add("keep_zeros")
         if self.method == "awq":
             used |= {"n_grid", "clip"}
             if self.duo_scaling:  # specifications without it keep the keys that they had before there was a choice
@@ -268,7 +274,7 @@ class SmoothQuantSpec(QuantSpec):
     smooth : {"all", "norms"}
         Which inputs are smoothed: all that something before them can take up the scale of, or of these only those that
         follow a norm, as in the reference.
-    damp, act_order, static_groups, block_size, n_grid, duo_scaling, clip
+    damp, act_order, static_groups, block_size, n_grid, duo_scaling, clip, keep_zeros
         Not read.
 
     Examples

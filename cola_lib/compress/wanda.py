@@ -26,6 +26,10 @@ def wanda(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:
     Tensor of shape (d_out, d_in)
         ``W`` with the pruned entries at zero; kept entries are unchanged.
 
+    Notes
+    -----
+    The number of weights removed from a row is rounded to the nearest whole number, where the reference rounds down.
+
     References
     ----------
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695, eq. 1.

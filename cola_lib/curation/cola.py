@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +32,7 @@ SEMANTIC_SHARE = 0.6
 """Weight of the embeddings' similarity in a coverage; token statistics have the rest."""
 
 N_TEXTS = 100
-"""Rows of a source that stage 1 looks at."""
+"""Texts of a source that stage 1 looks at."""
 
 N_SOURCES = 5
 """Most sources that stage 1 keeps."""
@@ -74,9 +74,9 @@ class Coverage:
     gains: tuple[float, ...]
 
 
-def token_shares(rows: Rows, positions: Sequence[int]) -> dict[int, float]:
-    """Relative frequency of each token in some rows."""
-    counts = Counter(token for i in positions for token in rows.ids(i))
+def token_shares(texts: Iterable[Sequence[int]]) -> dict[int, float]:
+    """Relative frequency of each token in some texts."""
+    counts = Counter(token for ids in texts for token in ids)
     total = sum(counts.values())
     return {token: count / total for token, count in counts.items()}
 
@@ -103,7 +103,14 @@ def token_similarity(one: Mapping[int, float], other: Mapping[int, float]) -> fl
 
 
 def cover(
-    pool: Pool, lm: LanguageModel, target: Target, *, seq_len: int, n_sources: int = N_SOURCES, embedding: str = "model"
+    pool: Pool,
+    lm: LanguageModel,
+    target: Target,
+    *,
+    seq_len: int,
+    n_sources: int = N_SOURCES,
+    embedding: str = "model",
+    seed: int = 0,
 ) -> Coverage:
     """Choose the set of sources that covers a target best: COLA's first stage.
 
@@ -116,11 +123,13 @@ def cover(
     target : Target
         Whose weights are w_c.
     seq_len : int
-        Most tokens of a text.
+        Most tokens of a text that the model reads for its embedding.
     n_sources : int
         Most sources to keep.
     embedding : str
         See :func:`~cola_lib.curation.embeddings.embed`.
+    seed : int
+        Seed for the choice of 100 texts of each source, and of each capability of the target.
 
     Returns
     -------
@@ -128,8 +137,9 @@ def cover(
 
     Notes
     -----
-    coverage = 0.6 · semantic + 0.4 · statistical. Of one source and one capability, semantic is the mean cosine of
-    all their pairs of texts. The paper asks for the *set* of sources with the best weighted coverage,
+    As in the released code, 100 texts of each source are drawn at random and stand for it. Tokens are counted over
+    whole texts. Coverage = 0.6 · semantic + 0.4 · statistical. Of one source and one capability, semantic is the mean
+    cosine of all their pairs of texts. The paper asks for the *set* of sources with the best weighted coverage,
     argmax_S Σ_c w_c · coverage(S, c), and the released code scores each source alone and takes the best five, which may
     be five of one kind. Here a set's semantic part is the mean over the capability's texts of the best source's cosine,
     its statistical part that of the even mixture of its tokens, and the set grows greedily while that gains.
@@ -148,12 +158,10 @@ def cover(
     >>> cover(pool, tiny_model(), target, seq_len=16, n_sources=1, embedding="tfidf").chosen
     ('words',)
     """
-    rows = pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
-    wanted = target.pool.rows(lm.tokenizer, seq_len, PLAIN, N_TEXTS)
+    rows, wanted = (of.whole_texts(lm.tokenizer, seq_len, N_TEXTS, seed) for of in (pool, target.pool))
     texts, asked = embed(embedding, lm, (pool, rows), (target.pool, wanted))
     own, of_target = by_source(rows), by_source(wanted)
-    tokens = {source: token_shares(rows, at) for source, at in own.items()}
-    asked_tokens = {capability: token_shares(wanted, at) for capability, at in of_target.items()}
+    tokens, asked_tokens = _token_shares(lm, rows, own), _token_shares(lm, wanted, of_target)
     # Mean cosine of each of a capability's texts to the texts of a source.
     near = {(s, c): asked[of_target[c]] @ texts[own[s]].mean(0) for s in own for c in of_target}
     table = []
@@ -187,6 +195,12 @@ def cover(
         reached = value
     columns = ["source", "capability", "semantic", "statistical", "coverage"]
     return Coverage(pd.DataFrame(table, columns=columns), tuple(members), tuple(gains))
+
+
+def _token_shares(lm: LanguageModel, rows: Rows, members: Mapping[str, Sequence[int]]) -> dict[str, dict[int, float]]:
+    """Relative frequency of each token in the whole texts of each source."""
+    ids = lm.tokenizer(list(rows.texts), return_attention_mask=False, verbose=False)["input_ids"]
+    return {name: token_shares(ids[i] for i in at) for name, at in members.items()}
 
 
 def activation_vectors(
@@ -302,6 +316,7 @@ class Cola(Strategy):
     name: ClassVar[str] = "cola"
     stochastic: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
+    revision: ClassVar[int] = 2  # 1 looked at the first rows of each source, which may be of few texts
 
     domain: bool = True
     composition: bool = True
@@ -347,6 +362,7 @@ class Cola(Strategy):
             seq_len=brief.seq_len,
             n_sources=self.n_sources,
             embedding=self.embedding,
+            seed=brief.generator.initial_seed(),
         )
 
 

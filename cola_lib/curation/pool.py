@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cola_lib.activations import Probe, row_features
 from cola_lib.calibration import CalibrationSet, draw_samples, source_samples
-from cola_lib.curation.composition import PLAIN, Candidate, Composition, candidates
+from cola_lib.curation.composition import PLAIN, Candidate, Composition, candidates, worded
 from cola_lib.data import Sample
 from cola_lib.errors import DataError
 from cola_lib.fingerprint import fingerprint
@@ -286,6 +286,39 @@ class Pool(Remembering):
         """
         key = ("rows", tokenizer, seq_len, composition, most)
         return self.remember(key, lambda: _rows(self.samples, tokenizer, "the pool", seq_len, composition, most))
+
+    def whole_texts(self, tokenizer: PreTrainedTokenizerBase, seq_len: int, most: int, seed: int) -> Rows:
+        """Draw whole texts of each source at random, once.
+
+        Parameters
+        ----------
+        tokenizer : PreTrainedTokenizerBase
+            Of the model that the set is for.
+        seq_len : int
+            Most tokens of a row, which holds the beginning of its text.
+        most : int
+            Texts of each source.
+        seed : int
+            Seed for the draw. A source has the same texts whatever other sources are in the pool.
+
+        Returns
+        -------
+        Rows
+            One per text, whose ``texts`` are not cut.
+        """
+
+        def drawn() -> Rows:
+            some = {}
+            for source, samples in self.samples.items():
+                order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+                some[source] = [samples[i] for i in order[:most].tolist()]
+            rows = _rows(some, tokenizer, "the pool", seq_len, Composition(first_only=True), None)
+            text = {(source, one.id): worded(one, PLAIN) for source, samples in some.items() for one in samples}
+            ids = (of_row[0] for of_row in rows.tokens.sample_ids)
+            rows.texts = tuple(text[place] for place in zip(rows.sources, ids, strict=True))
+            return rows
+
+        return self.remember(("whole texts", tokenizer, seq_len, most, seed), drawn)
 
     def features(self, lm: LanguageModel, rows: Rows, key: Hashable, probes: Mapping[str, Probe]) -> dict[str, Tensor]:
         """Run the model over candidate rows once, and reduce what happens in it.

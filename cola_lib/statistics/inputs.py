@@ -108,7 +108,7 @@ class ChannelSums:
         return self.abs_max
 
     def check(self, layer: str) -> None:
-        """Refuse statistics that hold a NaN, an infinity, or no token.
+        """Refuse statistics that no input can have: NaN, infinity, a negative sum of squares, or no token.
 
         Parameters
         ----------
@@ -118,18 +118,22 @@ class ChannelSums:
         Raises
         ------
         NumericsError
-            If a sum of squares, which sees every input, is not finite.
+            If a sum or a maximum is not finite, or a sum of squares is negative.
         DataError
             If no token was seen.
         """
-        if self.n_tokens == 0:
-            raise DataError(f"{layer}: the calibration set has 0 tokens that are not padding")
-        bad = int((~torch.isfinite(self.square_sums())).sum())
+        if not self.n_tokens > 0:
+            raise DataError(f"{layer}: the calibration set has {self.n_tokens:g} tokens that are not padding")
+        squares = self.square_sums()
+        right = torch.isfinite(squares) & torch.isfinite(self.abs_sum) & (squares >= 0)
+        if self.abs_max is not None:
+            right &= torch.isfinite(self.abs_max)
+        bad = self.d_in - int(right.sum())
         if bad:
             raise NumericsError(
                 layer,
-                f"NaN or infinity in {bad} of {self.d_in} input channels; the model, or its dtype's range, "
-                "fails on this calibration set",
+                f"NaN or infinity in {bad} of {self.d_in} input channels, or a negative sum of squares; the model, or "
+                "its dtype's range, fails on this calibration set, or these statistics are damaged",
             )
 
     def _add_channels(self, X: Tensor, weights: Tensor | None) -> None:
@@ -271,11 +275,11 @@ class InputStatistics(ChannelSums):
         device : torch.device
             Where the sums are wanted.
         """
-        if self.gram.device == device:
+        gram = self.gram.to(device)
+        if gram is self.gram:  # devices do not compare: "cuda" is not equal to "cuda:0"
             return self
         abs_max = None if self.abs_max is None else self.abs_max.to(device)
-        gram, abs_sum = self.gram.to(device), self.abs_sum.to(device)
-        return InputStatistics(gram, abs_sum, self.n_tokens, abs_max, _watched=dict(self._watched))
+        return InputStatistics(gram, self.abs_sum.to(device), self.n_tokens, abs_max, _watched=dict(self._watched))
 
     def update(self, X: Tensor, weights: Tensor | None = None) -> None:
         """Add tokens, in place.
@@ -378,22 +382,26 @@ class InputStatistics(ChannelSums):
         layer : str
             Name for the error message.
         act_order : bool
-            Order the columns by falling diagonal, as GPTQ's activation order does.
+            Order the columns by falling diagonal, as GPTQ's activation order does. Dead channels come last.
 
         Returns
         -------
         U : Tensor of shape (d_in, d_in), float32
-            UᵀU = (H + damp·mean(diag H)·I)⁻¹, rows and columns in ``order``.
+            UᵀU = (H + damp·mean(diag H)·I)⁻¹, rows and columns in ``order``. The mean is over live channels, and a dead
+            channel, which is 0 on all tokens, has this mean as its diagonal.
         order : Tensor of shape (d_in,), int64
             ``order[i]`` is the column of the weight that comes at place i.
 
         Raises
         ------
         NumericsError
-            If the matrix is singular after damping.
+            If the matrix is singular after damping, or not finite.
 
         Notes
         -----
+        IST-DASLab/gptq sets the diagonal of dead channels to 1 before it takes the mean, so that damping depends on
+        their number and on the unit of the inputs. Here neither has an effect.
+
         With J the reversal, J·H·J = L·Lᵀ gives H = R·Rᵀ for the upper R = J·L·J, so U = R⁻¹: one Cholesky
         and one triangular inverse, instead of the Cholesky, inverse and second Cholesky of the reference
         code (IST-DASLab/gptq, ``gptq.py``). Kept between calls, since q, k, v and several methods share it;
@@ -403,12 +411,15 @@ class InputStatistics(ChannelSums):
         if key not in self._factors:
             H = self.hessian()
             diagonal = H.diagonal()
-            # A channel that is always zero says nothing of its weights; a unit diagonal leaves it uncoupled.
-            diagonal.masked_fill_(diagonal == 0, 1.0)
+            if not torch.isfinite(H).all():
+                raise NumericsError(layer, "its Gram matrix holds NaN or infinity; collect the statistics again")
+            live = diagonal != 0
+            mean = torch.where(live.any(), diagonal.sum() / live.sum(), 1.0)
             order = torch.arange(self.d_in, device=H.device)
             if act_order:
                 order = torch.argsort(diagonal, descending=True, stable=True)
-            diagonal += damp * diagonal.mean()
+            # A dead channel is coupled to no other, so any positive diagonal keeps it out of their solution.
+            diagonal.copy_(torch.where(live, diagonal, mean) + damp * mean)
             reverse = order.flip(0)
             L, failed = torch.linalg.cholesky_ex(H[reverse][:, reverse])
             if failed.item():
