@@ -10,7 +10,7 @@ import typer
 from cola_lib.cli.app import NOTEBOOK_FAILED, fail
 from cola_lib.cli.common import print_json, print_table
 from cola_lib.cli.options import JsonOption, ProgressOption, output_option
-from cola_lib.errors import OutputError
+from cola_lib.errors import OutputError, SpecError
 
 FINDINGS = ("evidence", "results")
 
@@ -71,6 +71,12 @@ def claims(
         ),
     ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
+    primary: Annotated[
+        bool,
+        typer.Option(
+            "--primary", help="One number for each claim, by the rules of book/rules.md: of the pilot, and confirmed."
+        ),
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -83,6 +89,9 @@ def claims(
 
     The findings are those that the book's notebooks computed; where they were read is said on standard error.
     """
+    if primary:
+        _show_primaries(Path(store or FINDINGS[0]), parts, as_json)
+        return
     from cola_lib.analysis import scorecard, scorecard_parts
     from cola_lib.verdicts import has_findings, recorded, with_scorecard
 
@@ -102,6 +111,36 @@ def claims(
         return
     shown = ["says", "ours", "verdict"]
     columns = ["claim", "part", *shown] if parts else ["claim", "title", "paper", *shown]
+    print_table(columns, table[columns].astype(str).to_numpy().tolist())
+
+
+STAGES = {"pilot": "cells.parquet", "confirmation": "confirmation/cells.parquet"}
+"""Files of the evidence: the draws that the rules were made after, and the draws that they judge."""
+
+
+def _show_primaries(folder: Path, parts: bool, as_json: bool) -> None:
+    """Print the primary numbers of both stages, each judged by itself."""
+    import pandas as pd
+
+    from cola_lib.analysis.claims.primaries import part_table, primaries, primary_table
+    from cola_lib.experiments import ResultStore
+
+    tables = []
+    for stage, name in STAGES.items():
+        if not (folder / name).is_file():
+            typer.echo(f"{stage}: no {folder / name}", err=True)
+            continue
+        numbers, missing = primaries(ResultStore(folder, packed=[folder / name]).to_frame())
+        tables.append((part_table if parts else primary_table)(numbers).assign(stage=stage))
+        for claim, reason in missing.items():
+            typer.echo(f"{stage}: {claim} has no number: {reason}", err=True)
+    if not tables:
+        raise SpecError(f"{folder} holds no packed cells; give the folder of the evidence with --store")
+    table = pd.concat(tables, ignore_index=True)
+    if as_json:
+        print_json(table.to_dict("records"))
+        return
+    columns = ["stage", *(name for name in table.columns if name != "stage")]
     print_table(columns, table[columns].astype(str).to_numpy().tolist())
 
 
