@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class Products:
         return f"{self.backend} (GFLOP/s: {rates})"
 
 
+def _matmul() -> Any:
+    """Get the settings of oneDNN's matrix products, which torch's types do not know."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
+
+
 @contextmanager
 def _permitted() -> Iterator[None]:
     """Let oneDNN take float32 products.
@@ -61,7 +67,7 @@ def _permitted() -> Iterator[None]:
     torch routes a float32 product to oneDNN only if oneDNN may round its inputs to bfloat16. A processor with bfloat16
     dot products but without matrix tiles does not use that permission. One with tiles (AMX) does: the probe sees it.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = _matmul()
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
@@ -72,9 +78,7 @@ def _permitted() -> Iterator[None]:
 
 def onednn_permission() -> bool:
     """Whether this torch has the switch that gives float32 products to oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(
-        getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"
-    )
+    return torch.backends.mkldnn.is_available() and hasattr(_matmul(), "fp32_precision")
 
 
 @cache
@@ -146,7 +150,7 @@ def fast_products() -> Iterator[None]:
     >>> Y.tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
-    chosen = measured_products().backend == ONEDNN and torch.backends.mkldnn.matmul.fp32_precision == "none"
+    chosen = measured_products().backend == ONEDNN and _matmul().fp32_precision == "none"
     if not chosen:
         yield
         return

@@ -18,6 +18,8 @@ import os
 import re
 import reprlib
 import shlex
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_lib.errors import ColaError, OutputError, SpecError, UnknownNameError
+from cola_lib.folders import owned_suffix, remove_leftovers
 from cola_lib.plain import misfit, read_yaml
 
 if TYPE_CHECKING:
@@ -298,7 +301,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise ParameterError(f"parameter {assignment!r} does not read name=value")
         if name in overrides:
             raise ParameterError(f"parameter {name} is given twice; give it once")
-        overrides[name] = _yaml(value, f"parameter {name}")
+        # A lone = is a key of its own to YAML, and never a value.
+        overrides[name] = value.strip() if value.strip() == "=" else _yaml(value, f"parameter {name}")
     return overrides
 
 
@@ -408,6 +412,7 @@ def plan(
             parameters = {**profile.notebooks.get(name, {}), **own, **(overrides or {})}
             if fresh and PACKED in declared:
                 parameters[PACKED] = []
+            parameters = {key: _number(value, declared.get(key)) for key, value in parameters.items()}
             _check_parameters(source, parameters)
             after = tuple(_within(variant, earlier) for earlier in profile.after.get(name, ()))
             runs.append(NotebookRun(source, target, parameters, profile.cell_timeout, after, variant))
@@ -466,7 +471,8 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     """
     start = time.monotonic()
     run.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = run.out.with_name(f".{run.out.stem}.{os.getpid()}.partial.ipynb")
+    remove_leftovers(run.out.parent, f".{run.out.stem}.*.partial.ipynb")
+    partial = run.out.with_name(f".{run.out.stem}.{owned_suffix()}.partial.ipynb")
     failed = run.out.with_suffix(".failed.ipynb")
     try:
         executed = _execute(run, partial, progress)
@@ -592,21 +598,23 @@ def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:
     from traitlets.config import Config
 
     notebook = _read_notebook(run.source)
+    kernel = notebook.metadata.get("kernelspec", {}).get("name", "python3")
     try:
-        return papermill.execute_notebook(
-            notebook,
-            # papermill formats its output path as a template
-            str(partial).replace("{", "{{").replace("}", "}}"),
-            parameters=dict(run.parameters),
-            kernel_name=notebook.metadata.get("kernelspec", {}).get("name", "python3"),
-            language="python",
-            progress_bar=progress,
-            execution_timeout=run.cell_timeout,
-            # the kernel reports its own shutdown as an error; what cells raise comes as messages, not on its log
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            # "auto" encrypts where the kernel can and says nothing where it cannot
-            config=Config({"AsyncKernelManager": {"transport_encryption": "auto"}}),
-        )
+        with _own_kernel():
+            return papermill.execute_notebook(
+                notebook,
+                # papermill formats its output path as a template
+                str(partial).replace("{", "{{").replace("}", "}}"),
+                parameters=dict(run.parameters),
+                kernel_name=kernel,
+                language="python",
+                progress_bar=progress,
+                execution_timeout=run.cell_timeout,
+                # the kernel reports its own shutdown as an error; what cells raise comes as messages, not on its log
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                # "auto" encrypts where the kernel can and says nothing where it cannot
+                config=Config({"AsyncKernelManager": {"transport_encryption": "auto"}}),
+            )
     except PapermillExecutionError as error:
         where = f"{run.source}: cell {error.cell_index + 1} raised {error.ename}: {error.evalue}"
         raise ExecutionError(_sentence(where), _plain_text("\n".join(error.traceback))) from error
@@ -615,10 +623,30 @@ def _execute(run: NotebookRun, partial: Path, progress: bool) -> NotebookNode:
         raise ExecutionError(f"{run.source}: {where} took longer than {run.cell_timeout} s.") from error
     except DeadKernelError as error:
         where = _last_started(_read_notebook(partial))
-        raise ExecutionError(f"{run.source}: the kernel died in {where}; it may have run out of memory.") from error
+        raise ExecutionError(
+            f"{run.source}: the kernel {kernel} ({sys.executable}) died in {where}; it may have run out of memory."
+        ) from error
     except NoSuchKernel as error:
         partial.unlink()
         raise NotebookError(f"{run.source}: {error}; set its kernel to python3") from error
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[None]:
+    """Make python3 the interpreter that runs now, whatever kernel of that name is on Jupyter's path."""
+    with tempfile.TemporaryDirectory(prefix="cola-kernel-") as folder:
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
+        try:
+            yield
+        finally:
+            os.environ.pop("JUPYTER_PATH")
+            if before is not None:
+                os.environ["JUPYTER_PATH"] = before
 
 
 def _require_complete(notebook: NotebookNode, source: Path) -> None:
@@ -755,6 +783,8 @@ def _without_progress(output: NotebookNode) -> NotebookNode | None:
 
 def _find(name: str, folder: Path) -> Path:
     """Path of a notebook by its name in ``folder``."""
+    if Path(name).name != name:
+        raise NotebookError(f"{name!r} is a path; give a notebook's name, and its folder with --notebooks")
     source = folder / f"{name}.ipynb"
     if not _is_file(source):
         known = [p.stem for p in folder.glob("*.ipynb")]
@@ -771,10 +801,21 @@ def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
         if name not in declared:
             raise UnknownNameError("notebook parameter", name, declared, f"The notebook is {source}")
         if not _same_kind(value, declared[name]):
+            spelling = ""
+            if isinstance(declared[name], str):
+                spelling = f"; YAML reads it so, and as text if quoted: -p {name}='\"...\"'"
             raise ParameterError(
                 f"{source}: parameter {name} is {value!r}, a {type(value).__name__}, where the notebook has "
-                f"a {type(declared[name]).__name__} such as {declared[name]!r}"
+                f"a {type(declared[name]).__name__} such as {declared[name]!r}{spelling}"
             )
+
+
+def _number(value: Any, default: Any) -> Any:
+    """Take 1e-3 for a number where one belongs: to YAML it is a text, since it has no point."""
+    if isinstance(default, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _same_kind(value: Any, default: Any) -> bool:

@@ -6,7 +6,10 @@ import reprlib
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    import yaml
 
 
 def read_yaml(text: str) -> Any:
@@ -35,9 +38,52 @@ def read_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text, yaml.SafeLoader)
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{reprlib.repr(text.strip())} is not YAML: {error}") from error
+
+
+LARGEST_YAML = 100_000
+"""Values that a document may have once its aliases are written out."""
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """Load YAML, refusing aliases of aliases that stand for more than memory holds.
+
+    Parameters
+    ----------
+    text : str
+        One document.
+    loader : type
+        A SafeLoader.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is not YAML.
+    ValueError
+        If it has more than :data:`LARGEST_YAML` values with its aliases written out.
+    """
+    one = loader(text)
+    try:
+        node = one.get_single_node()
+        if node is None:
+            return None
+        sizes: dict[int, int] = {}
+
+        def size(node: yaml.Node) -> int:
+            if id(node) not in sizes:
+                sizes[id(node)] = 1  # an alias of what it stands in is met again before its size is known
+                parts = node.value if isinstance(node.value, list) else []
+                each = (part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
+                sizes[id(node)] = 1 + sum(map(size, each))
+            return sizes[id(node)]
+
+        if size(node) > LARGEST_YAML:
+            raise ValueError(f"its aliases stand for more than {LARGEST_YAML:,} values; write them out, or fewer")
+        return one.construct_document(node)
+    finally:
+        one.dispose()
 
 
 def misfit(cls: type, given: Mapping[str, Any]) -> str | None:

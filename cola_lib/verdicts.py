@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 
 from cola_lib.analysis import Finding, scorecard_markdown, scorecard_parts
 from cola_lib.errors import ColaError, DataError, StoreError
-from cola_lib.experiments.store import open_store
+from cola_lib.experiments.store import open_store, write_whole
 
 FOLDER = "findings"
 """Folder below the store."""
@@ -53,9 +53,7 @@ def record(store: str | os.PathLike[str], notebook: str, findings: Sequence[Find
     folder = posixpath.join(root, FOLDER)
     text = json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        fs.makedirs(folder, exist_ok=True)
-        with fs.transaction, fs.open(posixpath.join(folder, f"{notebook}.json"), "wb") as file:
-            file.write(text.encode() + b"\n")
+        write_whole(fs, posixpath.join(folder, f"{notebook}.json"), text.encode() + b"\n")
     except OSError as error:
         raise StoreError(f"{folder}: cannot be written ({error})") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +15,9 @@ from cola_lib.errors import ColaError
 from cola_lib.plugins import load_plugins
 
 BAD_INPUT = 2
+DEBUG = "COLA_DEBUG"
+"""Environment variable that shows the traceback of an unexpected error."""
+
 NOTEBOOK_FAILED = 1
 
 
@@ -38,6 +42,12 @@ class _Group(TyperGroup):
             fail(f"{error.format_message()} (see {command} --help)", BAD_INPUT)
         except ColaError as error:
             fail(str(error), BAD_INPUT)
+        except MemoryError:
+            fail("not enough memory; ask for fewer or shorter samples, a smaller budget, or --stream", BAD_INPUT)
+        except Exception as error:  # whatever a library raised that nobody translated
+            if os.environ.get(DEBUG):
+                raise
+            fail(f"{type(error).__name__}: {error}. {DEBUG}=1 shows where it comes from", BAD_INPUT)
         sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -90,7 +90,7 @@ def sweep(
 def _sources(asked: Sweep) -> Iterator[tuple[str, str]]:
     """Every source that the sweep names, and under which key."""
     for each in asked.sources:
-        source = getattr(each, "source", each)
+        source = each if isinstance(each, str | tuple) else each.source
         yield from ((name, "sources") for name in ([source] if isinstance(source, str) else source))
     yield from ((name, "strategies.pool") for name in (asked.strategies.pool if asked.strategies else ()))
     yield from ((name, f"targets.{target}") for target, names in asked.targets.items() for name in names)

@@ -88,6 +88,7 @@ ARCHITECTURES = {
             "bpf": 321,
             "userfaultfd": 323,
             "io_uring_setup": 425,
+            "io_setup": 206,
         },
     ),
     "aarch64": (
@@ -110,6 +111,7 @@ ARCHITECTURES = {
             "bpf": 280,
             "userfaultfd": 282,
             "io_uring_setup": 425,
+            "io_setup": 0,
         },
     ),
 }
@@ -311,6 +313,7 @@ def start(settings: dict) -> tuple[int, int]:
         # Moved out of the way of those that the program gets, 0 to 3; closed where it starts.
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (program, done_inside, trouble_inside)]
         try:
+            os.setsid()  # a signal to the program's own group must not reach the process that watches it
             enter(settings, owner, root, *ends)
         except Exception as error:  # of any kind: only the parent can tell
             os.write(ends[-1], _reason(error).encode())

@@ -15,6 +15,9 @@ from cola_lib.experiments.cells import CellKey, CellResult, plain_text, result_f
 
 _TABLES = ("scores", "layers")
 
+MOST_CELLS, MOST_BYTES = 100_000, 2**32
+"""What a packed file may hold: sizes are read before the cells are."""
+
 
 def write_packed(results: Sequence[CellResult]) -> bytes:
     """Pack cells.
@@ -65,7 +68,11 @@ class PackedCells(Mapping[str, CellResult]):
 
     def __init__(self, data: bytes) -> None:
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            file = pq.ParquetFile(pa.BufferReader(data))
+            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+            if file.metadata.num_rows > MOST_CELLS or sum(group.total_byte_size for group in groups) > MOST_BYTES:
+                raise ValueError(f"{file.metadata.num_rows:,} rows, or more bytes than evidence has once unpacked")
+            table = file.read()
         except pa.ArrowException as error:
             raise ValueError(f"no Parquet file of cells: {error}") from error
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}

@@ -220,6 +220,7 @@ class _Crew:
         self._ray, self._given, self._resources, self._size = ray, given, resources, size
         self._arriving: dict[Any, Any] = {}  # reference to an answer → worker
         self._busy: dict[Any, tuple[Any, SetTask]] = {}
+        self._since: dict[Any, float] = {}  # reference to an answer → when its task was given out
         self._idle: list[tuple[Any, SetTask | None]] = []
         self._attempts: Counter[SetTask] = Counter()
         self._lost = 0
@@ -243,6 +244,15 @@ class _Crew:
                 )
             for reference in done:
                 yield from self._ended(reference, queue)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Kill the workers whose task takes too long, as one that was stopped does; each is then a lost one."""
+        for reference, (worker, task) in self._busy.items():
+            if time.monotonic() - self._since[reference] > self._resources.task_seconds:
+                log.warning("%s has taken more than %d s; its worker is given up", task, self._resources.task_seconds)
+                self._ray.kill(worker)
+                self._since[reference] = float("inf")  # not a second time, while Ray finds out
 
     def _hire(self, size: int) -> None:
         """Ask for workers where some are missing."""
@@ -258,11 +268,14 @@ class _Crew:
             task = min(queue, key=partial(_steps_away, last))
             queue.remove(task)
             self._attempts[task] += 1
-            self._busy[worker.run.remote(task)] = (worker, task)
+            reference = worker.run.remote(task)
+            self._busy[reference] = (worker, task)
+            self._since[reference] = time.monotonic()
 
     def _ended(self, reference: Any, queue: deque[SetTask]) -> Iterator[TaskResult]:
         """Take an answer, or put the task of a lost worker back."""
         worker, task = self._busy.pop(reference, None) or (self._arriving.pop(reference), None)
+        self._since.pop(reference, None)
         try:
             answer = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import logging
 import os
 import posixpath
 import re
 import secrets
+import stat
 import zlib
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,17 +21,22 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cola_lib.errors import StoreError
 from cola_lib.experiments.cells import CellKey, CellResult, plain_text, result_from_plain, result_to_plain, text_digest
 from cola_lib.experiments.packed import PackedCells, write_packed
 from cola_lib.fingerprint import LENGTH
+from cola_lib.folders import owned_suffix, remove_leftovers
 
 log = logging.getLogger(__name__)
 
 FORMAT = "cola-cell/1"
 """Written into every file; raised when the layout of the file changes."""
+
+LARGEST_FILE, LARGEST_CELL = 2**26, 2**29
+"""Bytes of a cell's file, and of a cell once unpacked: thousands of times what one takes."""
 
 _FORMAT = re.compile(r"cola-cell/\d+")
 _NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
@@ -139,7 +146,9 @@ class ResultStore:
         """
         name = key if isinstance(key, str) else key.fingerprint
         path = self._path(name)
-        data = self._read(path)
+        if (bad := self._unreadable(path)) is not None:
+            self._quarantine(path, bad)
+        data = self._read(path) if bad is None else None
         if data is not None:
             try:
                 return _decode(data, name)
@@ -219,10 +228,12 @@ class ResultStore:
         StoreError
             If the store cannot be written.
         """
-        path = posixpath.join(self._cells, f".probe-{secrets.token_hex(8)}")
+        path = posixpath.join(self._cells, f".probe.{owned_suffix()}.tmp")
         self._write(path, b"probe")
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
+        if self._local:
+            remove_leftovers(Path(self._cells), ".*")
 
     def size_of(self, key: CellKey | str) -> int:
         """Bytes that a cell takes in the store.
@@ -257,7 +268,7 @@ class ResultStore:
         StoreError
             If the store cannot be written.
         """
-        mark = f".mark-{secrets.token_hex(8)}"
+        mark = f".mark.{owned_suffix()}.tmp"
         path = posixpath.join(self._cells, mark)
         self._write(path, b"mark")
         try:
@@ -358,6 +369,18 @@ class ResultStore:
             self._packed = ChainMap(*files)
         return self._packed
 
+    def _unreadable(self, path: str) -> str | None:
+        """Say why a file must not even be opened: a pipe would wait for ever, and a huge one fill the memory."""
+        if not self._local:
+            return None
+        try:
+            about = os.stat(path)
+        except OSError:
+            return None  # not there, or told when it is read
+        if not stat.S_ISREG(about.st_mode):
+            return "not a regular file"
+        return f"{about.st_size:,} bytes, too large for a cell" if about.st_size > LARGEST_FILE else None
+
     def _read(self, path: str) -> bytes | None:
         try:
             return self._fs.cat_file(path)
@@ -378,11 +401,7 @@ class ResultStore:
 
     def _write(self, path: str, data: bytes) -> None:
         try:
-            if self._local:
-                _replace(Path(path), data)
-            else:
-                self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
-                self._fs.pipe_file(path, data)
+            write_whole(self._fs, path, data)
         except OSError as error:
             raise StoreError(
                 f"result store {self.url} cannot be written: {error.strerror or error}; free some space, mend its "
@@ -458,7 +477,11 @@ def _encode(result: CellResult) -> bytes:
 
 def _decode(data: bytes, name: str) -> CellResult:
     try:
-        outer = json.loads(gzip.decompress(data))
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(LARGEST_CELL + 1)
+        if len(text) > LARGEST_CELL:
+            raise _DamageError(f"more than {LARGEST_CELL:,} bytes once unpacked")
+        outer = json.loads(text)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise _DamageError(f"truncated or altered: {error}") from error
     said = outer.get("format") if isinstance(outer, dict) else None
@@ -480,6 +503,8 @@ def _decode(data: bytes, name: str) -> CellResult:
 
 def _load_packed(url: str) -> PackedCells:
     with _packed_errors(url), fsspec.open(url, "rb") as file:
+        if "://" not in url and not stat.S_ISREG(os.stat(url).st_mode):
+            raise ValueError("not a regular file")
         return PackedCells(file.read())
 
 
@@ -496,10 +521,34 @@ def _packed_errors(urls: str) -> Iterator[None]:
         ) from error
 
 
+def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a file whole or not at all, with what is temporary beside it.
+
+    Parameters
+    ----------
+    fs : AbstractFileSystem
+        Where.
+    path : str
+        Of the file; its folder is made.
+    data : bytes
+        All of it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. What was there before is still there.
+    """
+    if isinstance(fs, LocalFileSystem):
+        _replace(Path(path), data)
+        return
+    fs.makedirs(posixpath.dirname(path), exist_ok=True)
+    fs.pipe_file(path, data)
+
+
 def _replace(path: Path, data: bytes) -> None:
     """Write a local file so that at any moment the old or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{owned_suffix()}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)

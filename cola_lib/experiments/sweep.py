@@ -23,6 +23,7 @@ from cola_lib.data import TARGETS
 from cola_lib.errors import ColaError, SpecError
 from cola_lib.evaluate import CAPABILITIES, LINES, Balance, Choices
 from cola_lib.experiments.experiment import Experiment, LabelledSet, as_spec, as_strategy
+from cola_lib.plain import load_yaml
 from cola_lib.statistics import Propagate
 
 Source = str | tuple[str, ...]
@@ -218,11 +219,15 @@ class Resources(_Checked):
         GPUs: 0 or 1, since a model is computed on one.
     memory : int, optional
         Bytes of main memory.
+    task_seconds : int
+        Longest time that one calibration set may take with all methods. A worker that takes longer is given up, and
+        another one goes on.
     """
 
     cpus: Positive = 1
     gpus: Literal[0, 1] = 0
     memory: Positive | None = None
+    task_seconds: Positive = 6 * 3600
 
 
 class Sweep(_Checked):
@@ -540,7 +545,7 @@ def read_sweep(path: str | os.PathLike[str], **changes: Any) -> Sweep:
     """
     name = os.fspath(path)
     try:
-        plain = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OnceLoader)  # noqa: S506 - a SafeLoader
+        plain = load_yaml(Path(path).read_text(encoding="utf-8"), _OnceLoader)
         if not isinstance(plain, dict):
             raise SpecError(f"{name}: a sweep is a mapping of keys to values, and this is {_short(plain)}")
         text = json.dumps({**plain, **changes}, allow_nan=True)

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_lib.data.published import PublishedItem
-from cola_lib.errors import DataError, SpecError
+from cola_lib.errors import DataError, SandboxError, SpecError
 from cola_lib.evaluate.harness.selection import HarnessSuite
 from cola_lib.evaluate.harness.tasks import GROUPS, HarnessTask
-from cola_lib.evaluate.sandbox import CodeRun, Limits, run_code
+from cola_lib.evaluate.sandbox import CodeRun, Limits, check_sandbox, run_code
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+
+log = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234
 """lm-eval's default."""
@@ -56,10 +58,19 @@ class CodeScorer:
         passed = []
         for test, programs in zip(tests, candidates, strict=True):
             for program in programs:
-                run = run_code(f"{program}\n{test}", allow_code_execution=True, limits=self._limits)
+                run = self._run(f"{program}\n{test}")
                 self.runs.append(run)
                 passed.append(run.passed)
         return sum(passed) / len(passed)
+
+    def _run(self, program: str) -> CodeRun:
+        """Run a program. One that breaks the sandbox has failed; a machine that cannot contain any is an error."""
+        try:
+            return run_code(program, allow_code_execution=True, limits=self._limits)
+        except SandboxError as error:
+            check_sandbox()
+            log.warning("a generated program counts as failed: %s", error)
+            return CodeRun("failed", str(error), exit_code=-1, seconds=0.0, cpu_seconds=0.0)
 
     def metric(self, task: str) -> Callable[..., Any]:
         """Give the function by the name, and with the result, that the definition of the task expects.
