@@ -128,7 +128,7 @@ class FakeCuda(TorchDispatchMode):
         if not on_device and (to is None or torch.device(to).type != "cuda"):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default:
+        if func in (aten._local_scalar_dense.default, aten.item.default):  # the latter in inference mode
             self.synchronizations[_place()] += 1
             return _stand_in(args[0].dtype)
         if to is not None and torch.device(to).type == "cpu":
