@@ -9,21 +9,22 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import compress, evaluate, limits, scaling, selection, walk
+from benchmarks import commit, compress, evaluate, limits, scaling, selection, walk
 from benchmarks.timing import Report, Row, facts
 from cola_lib.calibration import calibration_set
 from cola_lib.models import load_model
 
-PARTS = ("limits", "walk", "compress", "evaluate", "select", "scaling", "gpu")
+PARTS = ("limits", "walk", "compress", "evaluate", "select", "scaling", "gpu", "commit")
 
 
 def show(rows: list[Row]) -> None:
-    """Print a table."""
+    """Print a table: target met, ratio and range, target, share of the machine's best product, what against what."""
     for row in rows:
+        of_best = "     " if row.share is None else f"{row.share:5.0%}"
         said = {None: "      ", True: "met   ", False: "MISSED"}[row.met]
         aim = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
         print(
-            f"  {said} {row.ratio:7.2f} [{row.low:.2f}, {row.high:.2f}] {aim:8} {row.what} : {row.against}"
+            f"  {said} {row.ratio:7.2f} [{row.low:.2f}, {row.high:.2f}] {aim:8} {of_best} {row.what} : {row.against}"
             + (f"  ({row.note})" if row.note else "")
             + (f"\n{'':9}limited by {row.limited_by}" if row.met is False else "")
         )
@@ -42,14 +43,20 @@ def main(
         list[str] | None, typer.Option(help="Methods of part compress; all by default.", metavar="NAME")
     ] = None,
     pool: Annotated[int, typer.Option(help="Rows of the streamed pool.")] = 100_000,
+    against: Annotated[
+        str | None, typer.Option(help="Commit for part commit, which runs the same work with both.", metavar="REV")
+    ] = None,
 ) -> None:
     """Measure, print, and keep."""
-    wanted = only or [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    there = {"gpu": torch.cuda.is_available(), "commit": against is not None}
+    wanted = only or [part for part in PARTS if there.get(part, True)]
     for part in wanted:
         if part not in PARTS:
             raise typer.BadParameter(f"no part {part!r}; there are: {', '.join(PARTS)}")
     if unknown := set(method or ()) - set(compress.JOBS):
         raise typer.BadParameter(f"no method {unknown.pop()!r}; there are: {', '.join(compress.JOBS)}")
+    if "commit" in wanted and against is None:
+        raise typer.BadParameter("part 'commit' needs --against REV")
     report = Report.open(out)
     lm = load_model(model, device=device)
 
@@ -64,6 +71,7 @@ def main(
         "select": lambda: selection.measure(lm, 3 * n_samples // 2, seq_len // 2, pool, turns),
         "scaling": lambda: scaling.measure(min(turns, 2)),
         "gpu": _gpu,
+        "commit": lambda: commit.measure(against or "", model, device, tokens, n_samples // 2, seq_len // 2, turns),
     }
     for part in wanted:
         about = facts(lm)

@@ -47,6 +47,8 @@ class Row:
         Which of the two.
     note : str
         What one has to know.
+    share : float, optional
+        Share of the best product of any backend, in the model's type, at which ``what`` did its arithmetic.
     limited_by : str
         What keeps it from being better: asked for wherever there is a target, told where that is missed.
     """
@@ -62,6 +64,7 @@ class Row:
     target: float | None = None
     at_most: bool = True
     note: str = ""
+    share: float | None = None
     limited_by: str = ""
 
     def __post_init__(self) -> None:
@@ -139,9 +142,10 @@ def cpu_time() -> bool:
     return chosen == "cpu"
 
 
-def clock(lm: LanguageModel | None = None) -> float:
-    """Seconds, once the device has done what it was asked."""
-    if lm is not None and lm.device.type == "cuda":
+def clock(where: LanguageModel | torch.device | None = None) -> float:
+    """Seconds, once the device, of a model or by itself, has done what it was asked."""
+    device = where.device if isinstance(where, LanguageModel) else where
+    if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
     return time.process_time() if cpu_time() else time.perf_counter()
 

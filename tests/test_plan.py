@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
+from typer.testing import CliRunner
 
 from cola_lib.calibration import CalibrationSet
+from cola_lib.cli.app import app
 from cola_lib.compress import compress, method_spec
 from cola_lib.errors import SpecError
 from cola_lib.experiments import Sweep
@@ -17,6 +19,7 @@ from cola_lib.experiments.plan import (
     ModelShape,
     Rates,
     bytes_moved,
+    compression_memory,
     plan_sweep,
     wall_hours,
     worker_hours,
@@ -213,3 +216,31 @@ def test_memory_and_bytes(shape):
 def test_rates_are_positive():
     with pytest.raises(SpecError, match="rates must be above 0"):
         Rates(1e12, 0, 1e12, 1e12)
+
+
+def test_a_dry_run_states_memory_and_loads_no_weights(tmp_path, monkeypatch):
+    lm = tiny_language_model("llama", **WIDE)
+    lm.model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("cola_lib.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    command = ["compress", "--model", str(tmp_path / "model"), "--device", "cpu", "--source", "c4", "--n-samples", "4"]
+    command += ["--seq-len", "32", "--method", "sparsegpt", "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    said = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert said.exit_code == 0 and not (tmp_path / "out").exists()
+    stated = json.loads(said.stdout)
+    shape = ModelShape.of(lm.model.config, bytes_per_parameter=4)
+    assert stated["bytes"] == compression_memory(shape, method_spec("sparsegpt"), 4, 32)
+    assert stated["bytes"]["weights"] == shape.weight_bytes and stated["total_bytes"] == sum(stated["bytes"].values())
+
+
+def test_a_streamed_model_takes_the_memory_of_a_block(shape):
+    whole, streamed = (compression_memory(shape, method_spec("wanda"), 4, 32, streamed=s) for s in (False, True))
+    assert streamed["weights"] * shape.n_blocks < whole["weights"] and "states between blocks" not in streamed
+
+
+def test_torch_has_the_fake_tensors_that_test_fake_cuda_needs():
+    """Private, so it may go: then those tests are skipped, and this one tells."""
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+    with FakeTensorMode():
+        assert torch.ones(2, device="cuda").device.type == "cuda"
+    assert unset_fake_temporarily is not None

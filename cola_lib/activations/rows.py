@@ -94,6 +94,8 @@ def token_mean(states: Tensor, mask: Tensor) -> Tensor:
     [[2.0]]
     """
     weights = (mask.float() / mask.sum(1, keepdim=True))[:, None]  # (n_rows, 1, seq_len)
+    if states.is_cuda:  # a copy is cheap there, and waiting for the answer is not
+        return torch.bmm(weights, _without_padding(states, mask))[:, 0]
     mean = torch.bmm(weights, states.float())[:, 0]  # reads the states once and writes no copy of them
     if torch.isfinite(mean).all():
         return mean
@@ -163,10 +165,11 @@ def projection_probe(blocks: Sequence[int], matrices: Tensor) -> Probe:
     """
     if len(matrices) != len(blocks):
         raise SpecError(f"{len(blocks)} blocks need as many projection matrices, and there are {len(matrices)}")
+    placed = functools.cache(matrices.to)  # once, and not for every block and batch
 
     def measure(states: Tensor, mask: Tensor, position: int) -> Tensor:
         mean = token_mean(states, mask)
-        return nn.functional.normalize(mean, dim=-1) @ matrices[position].to(mean.device)
+        return nn.functional.normalize(mean, dim=-1) @ placed(mean.device)[position]
 
     return Probe(OUTPUT, tuple(blocks), measure, add=True)
 
@@ -297,13 +300,18 @@ def sketch_probe(where: str, blocks: Sequence[int], matrices: Tensor) -> Probe:
     torch.Size([4, 2, 6])
     """
     m = matrices.shape[-1]
-    row, column = torch.tril_indices(m, m)
-    weight = torch.where(row == column, 1.0, 2.0**0.5)
+    placed = functools.cache(matrices.to)  # once, and not for every block and batch
+
+    @functools.cache
+    def triangle(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        row, column = torch.tril_indices(m, m, device=device)
+        return row, column, torch.where(row == column, 1.0, 2.0**0.5)
 
     def measure(states: Tensor, mask: Tensor, position: int) -> Tensor:
-        short = _without_padding(states.float() @ matrices[position].to(states.device), mask)  # (n_rows, seq_len, m)
+        short = _without_padding(states.float() @ placed(states.device)[position], mask)  # (n_rows, seq_len, m)
         gram = torch.bmm(short.transpose(1, 2), short)
-        return gram[:, row, column] * weight.to(gram.device)
+        row, column, weight = triangle(gram.device)
+        return gram[:, row, column] * weight
 
     return Probe(where, tuple(blocks), measure)
 

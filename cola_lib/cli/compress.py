@@ -220,6 +220,10 @@ def compress(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool,
+        output_option("--dry-run", help="Print how much memory it takes; load no weights and write nothing."),
+    ] = False,
     progress: ProgressOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -290,6 +294,9 @@ def compress(
         )
     elif save_dtype is not None:
         raise SpecError("--save-dtype says nothing without --save-as compressed-tensors; --dtype is that of the model")
+    if dry_run:
+        _show_memory(model, device, dtype, spec, n_samples, seq_len, layer_errors, stream, as_json)
+        return
     check_output(out, overwrite=overwrite)
     if calibration is not None and source:
         raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
@@ -321,6 +328,7 @@ def compress(
         propagate=cast("Propagate", propagate),
         layer_errors=layer_errors,
         keep_codes=packed,
+        keep_originals=False,  # after an error nobody reads the model
         progress=progress,
     )
     written = None
@@ -331,6 +339,34 @@ def compress(
     else:
         compression.save_checkpoint(lm, report, out, overwrite=overwrite)
     _show_report(report, written, out, as_json)
+
+
+def _show_memory(
+    model: str,
+    device: str,
+    dtype: str,
+    spec: Spec,
+    n_samples: int,
+    seq_len: int,
+    layer_errors: bool,
+    stream: bool,
+    as_json: bool,
+) -> None:
+    """Print the peak memory of a compression, from the model's configuration alone."""
+    from cola_lib.experiments.plan import ModelShape, compression_memory
+    from cola_lib.models.loading import config_of, resolve_device, resolve_dtype
+
+    target = resolve_device(device)
+    number = resolve_dtype(dtype, target)
+    shape = ModelShape.of(config_of(model), bytes_per_parameter=number.itemsize)
+    parts = compression_memory(shape, spec, n_samples, seq_len, layer_errors=layer_errors, streamed=stream)
+    total, type_ = sum(parts.values()), str(number).removeprefix("torch.")
+    if as_json:
+        print_json({"model": model, "device": str(target), "dtype": type_, "bytes": parts, "total_bytes": total})
+        return
+    typer.echo(f"{spec.label} of {model} in {type_} takes {total / 1e9:,.1f} GB of memory on {target} at its peak:")
+    for part, size in parts.items():
+        typer.echo(f"{size / 1e9:10,.2f} GB  {part}")
 
 
 def _spec(method: str, given: dict[str, Any]) -> Spec:

@@ -144,7 +144,10 @@ def restored(lm: LanguageModel) -> Iterator[LanguageModel]:
 
 
 @contextmanager
-def _unchanged_on_error(lm: LanguageModel) -> Iterator[None]:
+def _unchanged_on_error(lm: LanguageModel, keep_originals: bool) -> Iterator[None]:
+    if not keep_originals:
+        yield
+        return
     before = lm.weights()
     try:
         yield
@@ -266,6 +269,7 @@ def compress(
     targets: Mapping[str, LayerStatistics] | None = None,
     layer_errors: bool = True,
     keep_codes: bool = False,
+    keep_originals: bool = True,
     progress: bool = True,
 ) -> CompressionReport:
     """Compress all linear layers of a model's blocks, in place.
@@ -296,6 +300,10 @@ def compress(
     keep_codes : bool
         Keep the integers that a quantizer rounded to, in ``quantized`` of the report: one byte a weight in main memory.
         :func:`cola_lib.export.export_quantized` packs them.
+    keep_originals : bool
+        Hold the original weights until all blocks are done, so that an error leaves the model as it was. Without it a
+        block's originals are freed once it is compressed, which saves as much memory as the blocks take; after an error
+        the model is then part original and part compressed, and only good to be loaded again.
     progress : bool
         Show a progress bar over blocks.
 
@@ -334,7 +342,7 @@ def compress(
     if not spec.calibrated:
         calibration = None
     gram = layer_errors or spec.reads_gram
-    with _unchanged_on_error(lm):
+    with _unchanged_on_error(lm, keep_originals):
         for index, name, block, stats in _steps(lm, calibration, statistics, propagate, gram, progress):
             on_targets = {target: _of_block(lm, each, index) for target, each in (targets or {}).items()}
             update = compress_block(

@@ -11,7 +11,7 @@ from cola_lib.compress.grid import grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn, rtn_on_grid
 from cola_lib.compress.specs import QuantSpec
-from cola_lib.statistics import InputStatistics
+from cola_lib.statistics import InputStatistics, gram_matrix
 
 CLIP_STEPS, CLIP_LEAST = 20, 0.5
 """A group's range is shrunk in steps of 1/20, down to more than half: ``auto_clip.py`` of the reference."""
@@ -20,21 +20,22 @@ CLIP_STEPS, CLIP_LEAST = 20, 0.5
 LEAST = 1e-4
 """Bound of the reference on a scale, from below; here it is relative to the typical input."""
 
-ROWS = 512
-"""Rows judged at a time: few enough that the dozen passes over them stay in the cache."""
+ROWS = {"cpu": 512}
+"""Rows judged at a time: on a CPU few enough that the dozen passes over them stay in the cache, elsewhere all."""
 
 
-def units(rows: Tensor | None, like: Tensor) -> Tensor:
-    """Give each channel the number of its unit: channels that share a producer's row share a scale."""
+def units(rows: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
+    """Give each channel the number of its unit, and how many units there are: channels of one row share a scale."""
     if rows is None:
-        return torch.arange(len(like), device=like.device)
-    return rows.to(like.device).unique(return_inverse=True)[1]
+        return torch.arange(len(like), device=like.device), len(like)
+    numbers, unit = rows.cpu().unique(return_inverse=True)
+    return unit.to(like.device), len(numbers)
 
 
-def _unit_means(x: Tensor, unit: Tensor) -> Tensor:
+def _unit_means(x: Tensor, unit: Tensor, n_units: int) -> Tensor:
     """Average ``x`` over the channels of each unit."""
-    shared = torch.bincount(unit)
-    return torch.zeros(len(shared), device=x.device).index_add_(0, unit, x) / shared
+    sums, shared = x.new_zeros(2, n_units)
+    return sums.index_add_(0, unit, x) / shared.index_add_(0, unit, torch.ones_like(x))
 
 
 def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor | None = None) -> Tensor:
@@ -75,7 +76,7 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     --------
     >>> import torch
     >>> from cola_lib.compress import awq_scale, method_spec
-    >>> from cola_lib.statistics import InputStatistics
+    >>> from cola_lib.statistics import InputStatistics, gram_matrix
     >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
     >>> stats = InputStatistics.empty(4)
     >>> stats.update(X)
@@ -84,18 +85,20 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     >>> scale.shape, bool((scale > 0).all())
     (torch.Size([4]), True)
     """
-    unit = units(rows, stats.abs_sum)
-    importance = _unit_means(stats.abs_mean(), unit)
-    heaviness = _unit_means(_weight_means(W, spec), unit) if spec.duo_scaling else None
-    best, least = torch.ones_like(stats.abs_sum), float("inf")
+    unit, n_units = units(rows, stats.abs_sum)
+    importance = _unit_means(stats.abs_mean(), unit, n_units)
+    heaviness = _unit_means(_weight_means(W, spec), unit, n_units) if spec.duo_scaling else None
+    best, least = torch.ones_like(stats.abs_sum), W.new_full((), float("inf"), dtype=torch.float64)
     n_live = (importance > 0).sum()
     typical = torch.where(n_live > 0, importance.sum() / n_live, 1.0)
     for candidate in _candidates(importance, typical, heaviness, spec.n_grid):
         # Expanded last: a vectorized power may differ from place to place, and a unit has one scale.
         scale = (candidate / (candidate.max() * candidate.min()).sqrt())[unit]
-        error = sum(stats.output_energy(rtn(part * scale, spec).div_(scale).sub_(part)) for part in W.split(ROWS))
-        if error < least:
-            best, least = scale, error
+        error = torch.zeros_like(least)
+        for part in W.split(ROWS.get(W.device.type, len(W))):
+            error += stats.energy_under(gram_matrix(rtn(part * scale, spec).div_(scale).sub_(part)))
+        # Compared on the device: nothing waits for a trial to end.
+        best, least = torch.where(error < least, scale, best), torch.fmin(error, least)
     return best
 
 
@@ -141,7 +144,7 @@ def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
     --------
     >>> import torch
     >>> from cola_lib.compress import awq_clip, method_spec
-    >>> from cola_lib.statistics import InputStatistics
+    >>> from cola_lib.statistics import InputStatistics, gram_matrix
     >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
     >>> stats = InputStatistics.empty(4)
     >>> stats.update(X)
@@ -204,7 +207,7 @@ def awq(
     --------
     >>> import torch
     >>> from cola_lib.compress import awq, method_spec
-    >>> from cola_lib.statistics import InputStatistics
+    >>> from cola_lib.statistics import InputStatistics, gram_matrix
     >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
     >>> stats = InputStatistics.empty(4)
     >>> stats.update(X)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class LayerReport:
     bits : int or None
         Bits of each weight, for quantizers.
     seconds : float
-        Time spent on the layer; layers solved together share it evenly.
+        Time spent on the layer, its errors' measurement included; layers solved together share it evenly.
     target_error : mapping of str to float
         The same share as ``output_error``, on the inputs of each target.
 
@@ -372,36 +372,48 @@ def fold(
             values[full] = (value + offset) / divisor - offset
 
 
-def _report(
+def _measures(
     layer: str,
     W: Tensor,
     new: Tensor,
     scale: Tensor | None,
-    problem: Problem,
+    stats: InputStatistics | None,
     targets: Mapping[str, InputStatistics],
-    spec: Spec,
-    seconds: float,
-    own_error: bool,
-) -> LayerReport:
+) -> dict[str, Tensor]:
+    """Measure a new weight: numbers on the device, to be read together."""
     delta = (new if scale is None else new / scale) - W
-    own = problem.stats if own_error else None
-    delta_gram = gram_matrix(delta) if own is not None or targets else delta
+    found = {
+        "weight_error": delta.square().sum() / W.square().sum().clamp(min=torch.finfo(W.dtype).tiny),
+        "sparsity": (new == 0).float().mean(),
+    }
+    judged_on = {"": stats} | dict(targets) if stats is not None else dict(targets)
+    delta_gram = gram_matrix(delta) if judged_on else delta
+    for name, of_inputs in judged_on.items():
+        found[f"lost {name}"], found[f"energy {name}"] = (
+            of_inputs.energy_under(delta_gram),
+            of_inputs.energy_of(layer, W),
+        )
+    return found
 
-    def lost(stats: InputStatistics) -> float | None:
-        energy = stats.energy_of(layer, W)
-        return stats.energy_under(delta_gram) / energy if energy > 0 else None
 
-    on_targets = {name: lost(stats) for name, stats in targets.items()}
+def _report(
+    layer: str, shape: torch.Size, found: Mapping[str, float], targets: Iterable[str], spec: Spec, seconds: float
+) -> LayerReport:
+    def error(name: str) -> float | None:
+        energy = found.get(f"energy {name}", 0.0)
+        return found[f"lost {name}"] / energy if energy > 0 else None
+
+    on_targets = {name: error(name) for name in targets}
     return LayerReport(
         layer=layer,
-        d_out=W.shape[0],
-        d_in=W.shape[1],
-        output_error=lost(own) if own is not None else None,
-        weight_error=float(delta.square().sum() / W.square().sum().clamp(min=torch.finfo(W.dtype).tiny)),
-        sparsity=float((new == 0).float().mean()),
+        d_out=shape[0],
+        d_in=shape[1],
+        output_error=error(""),
+        weight_error=found["weight_error"],
+        sparsity=found["sparsity"],
         bits=spec.bits if isinstance(spec, QuantSpec) else None,
         seconds=seconds,
-        target_error={name: error for name, error in on_targets.items() if error is not None},
+        target_error={name: value for name, value in on_targets.items() if value is not None},
     )
 
 
@@ -479,17 +491,27 @@ def compress_block(
             if given is not None:
                 given.check(layers[0])
         weights = [block.get_parameter(f"{layer}.weight").float() for layer in group.layers]
-        for layer, W in zip(layers, weights, strict=True):
-            if not torch.isfinite(W).all():
+        finite = torch.stack([torch.isfinite(W).all() for W in weights]).tolist()
+        for layer, sound in zip(layers, finite, strict=True):
+            if not sound:
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
         began = time.perf_counter()
         problem = Problem(weights, layers, stats, group, config)
         solved, scale, rounded = SOLVERS[spec.method](problem, spec)
+        own = stats if layer_errors else None
+        measures = [
+            _measures(layer, W, new, scale, own, on_targets)
+            for layer, W, new in zip(layers, weights, solved, strict=True)
+        ]
+        # Here the host waits for the solution and its measures, so only now is it known how long they took.
+        numbers = torch.stack([torch.stack([t.double() for t in measured.values()]) for measured in measures]).tolist()
         seconds = (time.perf_counter() - began) / len(layers)
-        for short, layer, W, new in zip(group.layers, layers, weights, solved, strict=True):
+        for layer, W, measured, values in zip(layers, weights, measures, numbers, strict=True):
+            found = dict(zip(measured, values, strict=True))
+            update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds))
+        for short, W, new in zip(group.layers, weights, solved, strict=True):
             if new is not W:
                 update.values[f"{short}.weight"] = new
-            update.reports.append(_report(layer, W, new, scale, problem, on_targets, spec, seconds, layer_errors))
         if keep_codes and rounded is not None and isinstance(spec, QuantSpec):
             for short, each in zip(group.layers, rounded, strict=True):
                 update.quantized[short] = QuantizedWeight.of(each, spec)

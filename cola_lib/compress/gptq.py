@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,50 +60,38 @@ def zeros_to_keep(weights: Sequence[Tensor], spec: QuantSpec) -> Tensor | None:
     return torch.cat(zeros)
 
 
-def _without(zeros: Tensor | None, j: int, column: Tensor) -> Tensor:
-    """Zero what has to stay zero in a column; zeros of shape (d_in, d_out), in the order of the sweep."""
-    return column if zeros is None else column.masked_fill_(zeros[j], 0)
-
-
+@dataclass(frozen=True)
 class _Round:
-    """Round columns to their group's grid, which is fitted when the sweep arrives at the group."""
+    """Round columns to their group's grid.
 
-    def __init__(self, zeros: Tensor | None, group_size: int, spec: QuantSpec) -> None:
-        self.zeros, self.group_size, self.spec = zeros, group_size, spec
-        self.grids: list[Grid] = []  # each (d_out,), in the order of the sweep
+    ``given`` holds scale, low and high, each of shape (n_groups, d_out), and where there are zeros to keep, where they
+    are, of shape (n_columns, d_out).
+    """
 
-    def begin_block(self, start: int, stop: int, V: Tensor) -> None:
-        pass
+    bits: int
+    symmetric: bool
+    group_size: int
+    fitted: bool  # beforehand; otherwise when the sweep arrives at a group inside the block
 
-    def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
-        if start % self.group_size == 0:
-            group = slice(start, start + self.group_size)
-            kept = V[group] if self.zeros is None else V[group].masked_fill(self.zeros[group], 0)
-            low, high = kept.aminmax(dim=0)  # (d_out,)
-            self.grids.append(fit_grid(low, high, self.spec.bits, self.spec.symmetric))
+    def panel(self, left: int, right: int, V: Tensor, U: Tensor, *given: Tensor) -> None:
+        if not self.fitted and left % self.group_size == 0:
+            group = slice(left, left + self.group_size)
+            grid = _fit(V[group], [zeros[group] for zeros in given[3:]], self.bits, self.symmetric)
+            for held, fitted in zip(given[:3], grid, strict=True):
+                held[left // self.group_size] = fitted
 
-    def column(self, j: int, w: Tensor) -> Tensor:
-        return _without(self.zeros, j, self.grids[-1].round(w))
+    def column(self, j: int, w: Tensor, *given: Tensor) -> Tensor:
+        value = Grid(*(held[j // self.group_size] for held in given[:3])).round(w)
+        for zeros in given[3:]:
+            value.masked_fill_(zeros[j], 0)
+        return value
 
 
-class _RoundStatic:
-    """Round columns to grids that were fitted before the sweep."""
-
-    def __init__(self, W: Tensor, zeros: Tensor | None, order: Tensor, group_size: int, spec: QuantSpec) -> None:
-        self.zeros = zeros
-        grid = grid_of(in_groups(W, group_size), spec.bits, spec.symmetric)
-        by_group = (t.squeeze(-1).T.contiguous() for t in grid)  # each (n_groups, d_out)
-        self.grids = [Grid(*parts) for parts in zip(*by_group, strict=True)]
-        self.group = (order // group_size).tolist()
-
-    def begin_block(self, start: int, stop: int, V: Tensor) -> None:
-        pass
-
-    def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
-        pass
-
-    def column(self, j: int, w: Tensor) -> Tensor:
-        return _without(self.zeros, j, self.grids[self.group[j]].round(w))
+def _fit(group: Tensor, zeros: Sequence[Tensor], bits: int, symmetric: bool) -> Grid:
+    """Fit the grid to a group of columns, without what stays zero in them."""
+    for kept in zeros:
+        group = group.masked_fill(kept, 0)
+    return fit_grid(*group.aminmax(dim=0), bits, symmetric)
 
 
 def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> Tensor:
@@ -188,10 +177,29 @@ def gptq_on_grid(
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
     V = W.T[order]  # (d_in, d_out), contiguous
     block, sub_block = _blocks(group_size, d_in, spec.block_size)
-    held = None if zeros is None else zeros.T[order]
-    rule = _RoundStatic(W, held, order, group_size, spec) if spec.static_groups else _Round(held, group_size, spec)
-    sweep(V, U, rule, block=block, sub_block=sub_block)
+    kept = () if zeros is None else (zeros.T[order],)
+    inside = not spec.static_groups and group_size <= block
+    rule = _Round(spec.bits, spec.symmetric, 1 if spec.static_groups else group_size, fitted=not inside)
+    grids: list[Grid] = []  # each of shape (n_groups, d_out), in the order of the sweep
+    if spec.static_groups:
+        grids.append(Grid(*(t.squeeze(-1).T for t in grid_of(in_groups(W, group_size), spec.bits, spec.symmetric))))
+
+    def given(start: int, stop: int, V: Tensor) -> tuple[Tensor, ...]:
+        if spec.static_groups:  # a row for each column
+            of_block = Grid(*(t[order[start:stop] // group_size] for t in grids[0]))
+        elif inside:
+            of_block = Grid(*V.new_empty(3, (stop - start) // group_size, V.shape[1]))
+            grids.append(of_block)
+        else:
+            if start % group_size == 0:
+                group = slice(start, start + group_size)
+                grid = _fit(V[group], [zeros[group] for zeros in kept], spec.bits, spec.symmetric)
+                grids.append(Grid(*(t[None] for t in grid)))
+            of_block = grids[-1]
+        return (*of_block, *(zeros[start:stop] for zeros in kept))
+
+    sweep(V, U, rule, given, block=block, sub_block=sub_block)
     place = torch.argsort(order)  # of each column in the sweep
-    grid = Grid(*(torch.stack(parts, dim=1) for parts in zip(*rule.grids, strict=True)))  # (d_out, n_groups)
+    grid = Grid(*(torch.cat(parts).T.contiguous() for parts in zip(*grids, strict=True)))  # (d_out, n_groups)
     scattered = spec.act_order and not spec.static_groups and group_size < d_in
     return OnGrid(V[place].T.contiguous(), grid, place // group_size if scattered else None)

@@ -56,8 +56,8 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     >>> smoothquant_scale(torch.tensor([[1.0, 0.25]]), abs_max=torch.tensor([4.0, 16.0]), alpha=0.5).tolist()
     [2.0, 8.0]
     """
-    unit = units(rows, abs_max)
-    least = torch.zeros(int(unit.max()) + 1, device=unit.device)
+    unit, n_units = units(rows, abs_max)
+    least = torch.zeros(n_units, device=unit.device)
     activations, weights = (least.scatter_reduce(0, unit, most, "amax") for most in (abs_max, W.abs().amax(0)))
     scale = activations.pow(alpha) / weights.clamp(min=LEAST).pow(1 - alpha)
     live = activations > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,30 +15,25 @@ from cola_lib.errors import SpecError
 from cola_lib.statistics import InputStatistics
 
 
+@dataclass(frozen=True)
 class _Prune:
     """Zero the columns' least salient weights: w² / U_jj², the loss that optimal brain surgery predicts."""
 
-    def __init__(self, U: Tensor, spec: PruneSpec, d_outs: Sequence[int]) -> None:
-        self.spec, self.d_outs = spec, list(d_outs)
-        self.pivot = U.diagonal()[:, None]  # (d_in, 1)
-        self.prune_mask = torch.zeros(len(U), sum(d_outs), dtype=torch.bool, device=U.device)
+    pattern: tuple[int, int] | None
 
-    def _score(self, start: int, stop: int, V: Tensor) -> Tensor:
-        return (V[start:stop] / self.pivot[start:stop]).square_()
+    def panel(self, left: int, right: int, V: Tensor, U: Tensor, *given: Tensor) -> None:
+        if self.pattern is not None:
+            (mask,) = given
+            score = _score(V[left:right], U.diagonal()[left:right]).T  # (d_out, M)
+            mask[left:right] = lowest_of_pattern(score, self.pattern).T
 
-    def begin_block(self, start: int, stop: int, V: Tensor) -> None:
-        if self.spec.pattern is None:
-            masks = self.prune_mask[start:stop].split(self.d_outs, dim=1)
-            for mask, score in zip(masks, self._score(start, stop, V).split(self.d_outs, dim=1), strict=True):
-                mask.copy_(lowest_overall(score, count(score.numel(), self.spec.sparsity)))  # a layer keeps its share
+    def column(self, j: int, w: Tensor, *given: Tensor) -> Tensor:
+        (mask,) = given
+        return w.masked_fill(mask[j], 0)
 
-    def begin_panel(self, start: int, stop: int, V: Tensor) -> None:
-        if self.spec.pattern is not None:
-            score = self._score(start, stop, V).T  # (d_out, M)
-            self.prune_mask[start:stop] = lowest_of_pattern(score, self.spec.pattern).T
 
-    def column(self, j: int, w: Tensor) -> Tensor:
-        return w.masked_fill(self.prune_mask[j], 0)
+def _score(V: Tensor, pivots: Tensor) -> Tensor:
+    return (V / pivots[:, None]).square_()
 
 
 def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "layer") -> Tensor:
@@ -118,5 +114,14 @@ def sparsegpt_stacked(
     panel = spec.pattern[1] if spec.pattern else 1
     sub_block = panel * max(1, SUB_BLOCK // panel)
     d_outs = [len(W) for W in weights]
-    sweep(V, U, _Prune(U, spec, d_outs), block=spec.block_size, sub_block=sub_block, panel=panel)
+
+    def masks(start: int, stop: int, V: Tensor) -> tuple[Tensor]:
+        mask = torch.zeros(stop - start, sum(d_outs), dtype=torch.bool, device=V.device)
+        if spec.pattern is None:
+            scores = _score(V[start:stop], U.diagonal()[start:stop]).split(d_outs, dim=1)
+            for part, score in zip(mask.split(d_outs, dim=1), scores, strict=True):
+                part.copy_(lowest_overall(score, count(score.numel(), spec.sparsity)))  # a layer keeps its share
+        return (mask,)
+
+    sweep(V, U, _Prune(spec.pattern), masks, block=spec.block_size, sub_block=sub_block, panel=panel)
     return [part.T.contiguous() for part in V.split(d_outs, dim=1)]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from cola_lib.compress import QuantSpec, Spec
+from cola_lib.compress import LowRankSpec, QuantSpec, Spec
 from cola_lib.compress.awq import CLIP_LEAST, CLIP_STEPS
 from cola_lib.errors import SpecError
 from cola_lib.experiments.experiment import as_spec
@@ -396,6 +396,73 @@ def worker_memory(sweep: Sweep, shape: ModelShape) -> dict[str, int]:
     if not whole:  # blocks are compressed while the walk is on its way
         return always | states | compressing
     return always | max(states, compressing, key=lambda parts: sum(parts.values()))
+
+
+def compression_memory(
+    shape: ModelShape,
+    spec: Spec,
+    n_samples: int,
+    seq_len: int,
+    *,
+    layer_errors: bool = True,
+    streamed: bool = False,
+    batch_size: int = 8,
+) -> dict[str, int]:
+    """Bytes that compressing one model takes on the device that computes, at the moment at which it takes the most.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        Of the model.
+    spec : PruneSpec, QuantSpec or LowRankSpec
+        The method.
+    n_samples, seq_len : int
+        Of the calibration set.
+    layer_errors : bool
+        Whether the layers' output errors are reported.
+    streamed : bool
+        One block on the device at a time; embeddings and the states between blocks wait in main memory.
+    batch_size : int
+        Rows that run at a time.
+
+    Returns
+    -------
+    dict of str to int
+        By what it is. What PyTorch and the allocator take on top is not in it. The originals of compressed blocks are
+        not kept.
+
+    Notes
+    -----
+    A fake CUDA device counts the same for LLaMA-3-8B's shape to within a fifth; never more.
+    """
+    widest = max(each.d_in for each in shape.inputs)
+    block_weights = shape.n_block_weights // shape.n_blocks
+    largest = max(each.n_weights for each in shape.inputs)
+    number = shape.bytes_per_parameter
+    gram = spec.calibrated and (layer_errors or spec.reads_gram)
+    always = {"weights": block_weights * number if streamed else shape.weight_bytes}
+    if spec.calibrated:
+        if not streamed:
+            always["states between blocks"] = n_samples * seq_len * shape.d_model * number
+        always["statistics of a block"] = (
+            FLOAT32 * sum(each.d_in * (each.d_in + 2) for each in shape.inputs) if gram else 0
+        )
+    tokens = min(batch_size, n_samples) * seq_len
+    # a token's states in the block's widest place: as they are, in float32, squared; and what the layers make of them
+    walking = {"a batch in the block": tokens * widest * (number + 3 * FLOAT32) + tokens * 4 * shape.d_model * number}
+    factors = 0
+    if spec.method in ("sparsegpt", "gptq"):  # of every input one is kept, and the widest passes through three more
+        factors = FLOAT32 * (sum(each.d_in**2 for each in shape.inputs) + 3 * widest**2)
+    # a change's Gram matrix, and its product with that of the inputs
+    judging = 3 * FLOAT32 * widest**2 if (gram and layer_errors) or spec.method == "awq" else 0
+    doubled = 16 * largest if isinstance(spec, LowRankSpec) else 0  # an input's weights in float64, and their factors
+    solving = {
+        "new weights of a block": FLOAT32 * block_weights,
+        "solving": max(factors, judging) + doubled + 3 * FLOAT32 * largest,
+    }
+    if not spec.calibrated:
+        return always | solving
+    return always | max(walking, solving, key=lambda parts: sum(parts.values()))
 
 
 def bytes_moved(sweep: Sweep, shapes: Mapping[str, ModelShape], n_workers: int, cell_bytes: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cola_lib import assets
@@ -434,6 +434,16 @@ def _location(name_or_path: str) -> str:
         hint = "a model is one of these names, a folder with a checkpoint, or a hub name such as org/model"
         raise UnknownNameError("model", name_or_path, EMBEDDED, hint)
     return name_or_path
+
+
+def config_of(name_or_path: str | os.PathLike[str]) -> PretrainedConfig:
+    """Read a model's configuration and no weight of it; names and errors are those of :func:`load_model`."""
+    name = os.fspath(name_or_path)
+    where = _location(name)
+    try:
+        return read_config(where)
+    except (OSError, ValueError) as error:
+        raise ColaError(f"model {name!r}: its configuration could not be read from {where}: {error}") from error
 
 
 def load_model(

@@ -52,7 +52,10 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     step = max(-(-len(total) // STRIPS), LEAST_STRIP)
     for start in range(0, len(total), step):
         stop = start + step
-        total[start:stop, start:].addmm_(left[:, start:stop].T, right[:, start:])
+        if right.dtype == total.dtype:
+            total[start:stop, start:].addmm_(left[:, start:stop].T, right[:, start:])
+        else:  # products of two 16-bit numbers are exact in float32, in which a GPU's tensor cores add them up
+            total[start:stop, start:] += torch.mm(left[:, start:stop].T, right[:, start:], out_dtype=total.dtype)
         total[stop:, start:stop] = total[start:stop, stop:].T
 
 
@@ -128,7 +131,7 @@ class ChannelSums:
         right = torch.isfinite(squares) & torch.isfinite(self.abs_sum) & (squares >= 0)
         if self.abs_max is not None:
             right &= torch.isfinite(self.abs_max)
-        bad = self.d_in - int(right.sum())
+        bad = int((~right).sum())
         if bad:
             raise NumericsError(
                 layer,
@@ -136,11 +139,15 @@ class ChannelSums:
                 "its dtype's range, fails on this calibration set, or these statistics are damaged",
             )
 
-    def _add_channels(self, X: Tensor, weights: Tensor | None) -> None:
+    def _add_channels(self, X: Tensor, weights: Tensor | None, total: float | None) -> None:
         """Add tokens to what is kept of each channel here: X of shape (n_tokens, d_in), weights of (n_tokens,)."""
         size = X.abs()
-        self.abs_sum += (size if weights is None else size * weights[:, None]).sum(0)
-        self.n_tokens += X.shape[0] if weights is None else float(weights.sum(dtype=torch.float64))
+        self.abs_sum += (size if weights is None else size * weights[:, None]).sum(0, dtype=torch.float32)
+        if weights is None:
+            total = X.shape[0]
+        elif total is None:
+            total = float(weights.sum(dtype=torch.float64))
+        self.n_tokens += total
         if self.abs_max is not None and X.shape[0]:
             counted = size if weights is None else size.masked_fill((weights == 0)[:, None], 0.0)
             self.abs_max = torch.maximum(self.abs_max, counted.amax(0))
@@ -194,7 +201,7 @@ class ChannelStatistics(ChannelSums):
         """Σx² of each channel, of shape (d_in,)."""
         return self.square_sum
 
-    def update(self, X: Tensor, weights: Tensor | None = None) -> None:
+    def update(self, X: Tensor, weights: Tensor | None = None, total: float | None = None) -> None:
         """Add tokens, in place.
 
         Parameters
@@ -203,11 +210,13 @@ class ChannelStatistics(ChannelSums):
             Real tokens only, without padding.
         weights : Tensor of shape (n_tokens,), optional
             How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
+        total : float, optional
+            Sum of the weights, where it is known: it need not be read from the device then.
         """
         X = X.float()
         squares = X.square()
         self.square_sum += (squares if weights is None else squares * weights[:, None]).sum(0)
-        self._add_channels(X, weights)
+        self._add_channels(X, weights, total)
 
 
 @dataclass
@@ -250,7 +259,7 @@ class InputStatistics(ChannelSums):
     n_tokens: float
     abs_max: Tensor | None = None
     _factors: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _energies: dict[str, float] = field(default_factory=dict, repr=False)
+    _energies: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _watched: dict[str, Energy] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -281,7 +290,7 @@ class InputStatistics(ChannelSums):
         abs_max = None if self.abs_max is None else self.abs_max.to(device)
         return InputStatistics(gram, self.abs_sum.to(device), self.n_tokens, abs_max, _watched=dict(self._watched))
 
-    def update(self, X: Tensor, weights: Tensor | None = None) -> None:
+    def update(self, X: Tensor, weights: Tensor | None = None, total: float | None = None) -> None:
         """Add tokens, in place.
 
         Parameters
@@ -290,13 +299,16 @@ class InputStatistics(ChannelSums):
             Real tokens only, without padding.
         weights : Tensor of shape (n_tokens,), optional
             How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
+        total : float, optional
+            Sum of the weights, where it is known: it need not be read from the device then.
         """
-        X = X.float()
+        if not X.is_cuda or weights is not None or X.dtype not in (torch.bfloat16, torch.float16):
+            X = X.float()
         self.forget_factors()
         self._energies.clear()
         left = X if weights is None else X * weights[:, None]
         _add_product(self.gram, left, X)
-        self._add_channels(X, weights)
+        self._add_channels(X, weights, total)
 
     def square_sums(self) -> Tensor:
         """Σx² of each channel, of shape (d_in,)."""
@@ -314,9 +326,9 @@ class InputStatistics(ChannelSums):
         W : Tensor of shape (d_out, d_in)
             A weight, or the difference of two.
         """
-        return self.energy_under(gram_matrix(W.float()))
+        return float(self.energy_under(gram_matrix(W.float())))
 
-    def energy_under(self, weight_gram: Tensor) -> float:
+    def energy_under(self, weight_gram: Tensor) -> Tensor:
         """Sum of squares that a weight makes of these inputs, from its own Gram matrix: tr(WᵀW·XᵀX).
 
         Parameters
@@ -324,12 +336,17 @@ class InputStatistics(ChannelSums):
         weight_gram : Tensor of shape (d_in, d_in), float32
             WᵀW of a weight, or of the difference of two.
 
+        Returns
+        -------
+        Tensor of shape (), float64
+            On the device, where nobody has to wait for it.
+
         Notes
         -----
         The same number as :meth:`output_energy`, up to rounding. One product gives WᵀW, and then each set of inputs
         that the weight is judged on costs a sum over d_in² numbers instead of another product.
         """
-        return float(torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64))
+        return torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64)
 
     def watch_outputs(self, layer: str, Y: Tensor, weights: Tensor | None = None) -> None:
         """Add up what a layer makes of the tokens that :meth:`update` was given last.
@@ -350,7 +367,7 @@ class InputStatistics(ChannelSums):
             value += self._watched[layer].value
         self._watched[layer] = Energy(value, self.n_tokens)
 
-    def energy_of(self, layer: str, W: Tensor) -> float:
+    def energy_of(self, layer: str, W: Tensor) -> Tensor:
         """Energy that a layer of the untouched model makes of these inputs.
 
         Parameters
@@ -360,6 +377,11 @@ class InputStatistics(ChannelSums):
         W : Tensor of shape (d_out, d_in)
             Its weight before compression.
 
+        Returns
+        -------
+        Tensor of shape (), float64
+            On the device.
+
         Notes
         -----
         The walk saw the layer's outputs, whose squares need no product. Where they are not known for all the tokens, it
@@ -367,9 +389,9 @@ class InputStatistics(ChannelSums):
         """
         watched = self._watched.get(layer)
         if watched is not None and watched.n_tokens == self.n_tokens:
-            return float(watched.value)
+            return watched.value
         if layer not in self._energies:
-            self._energies[layer] = self.output_energy(W)
+            self._energies[layer] = self.energy_under(gram_matrix(W.float()))
         return self._energies[layer]
 
     def inverse_factor(self, damp: float, layer: str, *, act_order: bool = False) -> tuple[Tensor, Tensor]:
@@ -421,7 +443,11 @@ class InputStatistics(ChannelSums):
             # A dead channel is coupled to no other, so any positive diagonal keeps it out of their solution.
             diagonal.copy_(torch.where(live, diagonal, mean) + damp * mean)
             reverse = order.flip(0)
-            L, failed = torch.linalg.cholesky_ex(H[reverse][:, reverse])
+            # Of a wide layer each of these matrices is most of a gigabyte: none stays longer than it is needed.
+            H = H[reverse][:, reverse] if act_order else H.flip(0, 1)
+            del diagonal
+            L, failed = torch.linalg.cholesky_ex(H)
+            del H
             if failed.item():
                 raise NumericsError(
                     layer,
@@ -429,7 +455,8 @@ class InputStatistics(ChannelSums):
                     f"after damping by {damp:g} of its mean diagonal; calibrate on more tokens or raise damp",
                 )
             R = L.flip(0, 1)
-            eye = torch.eye(self.d_in, device=H.device, dtype=H.dtype)
+            del L
+            eye = torch.eye(self.d_in, device=R.device, dtype=R.dtype)
             self._factors[key] = torch.linalg.solve_triangular(R, eye, upper=True).contiguous(), order
         return self._factors[key]
 

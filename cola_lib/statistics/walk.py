@@ -33,19 +33,24 @@ class Batch:
     Parameters
     ----------
     hidden : Tensor of shape (n_rows, seq_len, d_model)
-        What the next block will read. It waits with the model's embeddings: in main memory if blocks are streamed.
+        What the next block will read. It waits with the model's embeddings: in pinned main memory if blocks are
+        streamed to a GPU.
     arguments : list of dict
         Keyword arguments that the model passes to each block: masks, positions, rotary tables.
-    mask : Tensor of shape (n_rows, seq_len), bool, or None
-        True for real tokens; ``None`` when all are.
-    weights : Tensor of shape (n_rows, seq_len), float32, or None
-        How much each token counts in the statistics; ``None`` when all count 1.
+    real : Tensor of shape (n_tokens,), int64, or None
+        Places of the real tokens among all; ``None`` when all are. A mask would be read back for every input of every
+        block, to learn how many tokens it leaves.
+    weights : Tensor of shape (n_tokens,), float32, or None
+        How much each real token counts in the statistics; ``None`` when all count 1.
+    total : float or None
+        Sum of the weights.
     """
 
     hidden: Tensor
     arguments: list[dict[str, Any]]
-    mask: Tensor | None
+    real: Tensor | None
     weights: Tensor | None = None
+    total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,14 @@ def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
     with _recorded(lm.blocks, calls):
         lm.decoder(input_ids=rows.input_ids.to(lm.home), attention_mask=attention_mask, use_cache=False)
     arguments = [kwargs for _, kwargs in calls]
-    weights = None
+    hidden = calls[0][0]
+    if hidden.device.type == "cpu" and lm.device.type == "cuda":
+        hidden = hidden.pin_memory()
+    batch = Batch(hidden, arguments, None if full else mask.flatten().nonzero()[:, 0].to(lm.device))
     if rows.weights is not None:
-        weights = torch.tensor(rows.weights, device=lm.device)[:, None].expand(mask.shape)
-    return Batch(calls[0][0], arguments, None if full else mask.to(lm.device), weights)
+        weights = torch.tensor(rows.weights)[:, None].expand(mask.shape)[mask]
+        batch.weights, batch.total = weights.to(lm.device), float(weights.sum(dtype=torch.float64))
+    return batch
 
 
 def _on(device: torch.device, value: Any) -> Any:
@@ -130,9 +139,12 @@ def _on(device: torch.device, value: Any) -> Any:
 @fast_products()
 def _run(block: nn.Module, index: int, batch: Batch, device: torch.device) -> Tensor:
     """Run one block over one batch, on the block's device, and bring the output back to where the batch waits."""
-    output = block(batch.hidden.to(device), **_on(device, batch.arguments[index]))
+    output = block(batch.hidden.to(device, non_blocking=True), **_on(device, batch.arguments[index]))
     output = output[0] if isinstance(output, tuple) else output
-    return output.to(batch.hidden.device)
+    if output.device == batch.hidden.device:
+        return output
+    # Into the pinned memory of the input, whose copy to the device comes before in the stream. The host reads neither.
+    return batch.hidden.copy_(output, non_blocking=True)
 
 
 class _AllSeen(Exception):  # noqa: N818 - it is no error
@@ -155,23 +167,21 @@ def _watched(
     statistics: dict[str, Any] = {}
 
     def real(tensor: Tensor) -> Tensor:
-        """Take the tokens that are no padding: (n_rows, seq_len, ...) → (n_tokens, ...)."""
-        mask = current[0].mask
-        return tensor.flatten(0, 1) if mask is None else tensor[mask]
-
-    def weights() -> Tensor | None:
-        return None if current[0].weights is None else real(current[0].weights)
+        """Take the tokens that are no padding: (n_rows, seq_len, d) → (n_tokens, d)."""
+        tokens = tensor.flatten(0, 1)
+        return tokens if current[0].real is None else tokens[current[0].real]
 
     def watch_input(layer: nn.Module, stats: InputStatistics | ChannelStatistics) -> Callable[[], None]:
         def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            stats.update(real(inputs[0]), weights())
+            stats.update(real(inputs[0]), current[0].weights, current[0].total)
 
         return layer.register_forward_pre_hook(watch).remove
 
     def watch_output(layer: str, stats: InputStatistics) -> Callable[[], None]:
         def watch(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
             bias = getattr(module, "bias", None)
-            stats.watch_outputs(f"{name}.{layer}", real(output if bias is None else output - bias), weights())
+            outputs = real(output if bias is None else output - bias)
+            stats.watch_outputs(f"{name}.{layer}", outputs, current[0].weights)
 
         return block.get_submodule(layer).register_forward_hook(watch).remove
 
