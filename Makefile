@@ -29,16 +29,19 @@ PROFILE_FILE := notebooks/profiles/$(PROFILE).yml
 STALE        := $(if $(filter quick,$(PROFILE)),results/cells results/findings,results/$(PROFILE))
 SOURCES      := cola_lib tests $(wildcard benchmarks)
 
+# Grids of the confirmation, in the order in which they are computed.
+CONFIRMATION := a2_length a3_reasoning a1_sources
+
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html check-book pdf notebook evidence test coverage interop assets setup lint format bench same-numbers lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
 	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
 	@echo
-	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
@@ -98,6 +101,13 @@ evidence: setup  ## Pack what PROFILE=standard computed into evidence/, its scor
 	@$(PY) -m cola_lib.cli pack --store results/standard --out evidence
 	@$(PY) -m cola_lib.cli claims --store evidence --into README.md
 	@$(PY) book/headline.py
+
+confirmation: setup assets  ## Compute the confirmation's cells that are missing, hours of one core, and pack them into evidence/confirmation
+	for grid in $(CONFIRMATION); do OMP_NUM_THREADS=1 $(PY) -m cola_lib.cli sweep notebooks/sweeps/evidence/$$grid.yml; done
+	@$(MAKE) --no-print-directory pack-confirmation
+
+pack-confirmation: setup  ## Pack what make confirmation has computed so far, also while it runs
+	@$(PY) -m cola_lib.cli pack --store results/evidence --out evidence/confirmation
 
 lint: setup  ## Check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .

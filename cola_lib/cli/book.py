@@ -156,7 +156,7 @@ def pack(
     that were changed since are left out.
     """
     from cola_lib.experiments import ResultStore
-    from cola_lib.verdicts import record, recorded
+    from cola_lib.verdicts import has_findings, record, recorded
 
     out.mkdir(parents=True, exist_ok=True)
     file = out / "cells.parquet"
@@ -164,7 +164,7 @@ def pack(
     current = [cell.key for cell in cells if not cell.key.outdated]
     n_outdated = len(cells) - len(current)
     n_cells = cells.pack(file, current)
-    findings = recorded(store)
+    findings = recorded(store) if has_findings(store) else {}  # a sweep computes cells alone
     for notebook, found in findings.items():
         record(out, notebook, found)
     left_out = f"; {n_outdated} left out, whose algorithms have changed since" if n_outdated else ""
