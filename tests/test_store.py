@@ -365,3 +365,15 @@ def test_a_file_is_plain_enough_to_read_without_the_library(tmp_path):
     store.put(result())
     outer = json.loads(gzip.decompress((tmp_path / "cells" / f"{key().fingerprint}.json.gz").read_bytes()))
     assert outer["cell"]["labels"]["source"] == "c4" and "bits_per_byte" not in outer["cell"]["scores"]
+
+
+def test_cells_are_packed_where_no_notebook_has_found_anything(tmp_path):
+    from typer.testing import CliRunner
+
+    from cola_lib.cli import app
+
+    key = cell_key(model="m", suite="s")
+    ResultStore(tmp_path / "results").put(CellResult(key, pd.DataFrame({"item": ["1"]}), {"method": "dense"}))
+    done = CliRunner().invoke(app, ["pack", "--store", str(tmp_path / "results"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert ResultStore(tmp_path / "none", packed=[tmp_path / "out" / "cells.parquet"]).keys() == [key.fingerprint]
