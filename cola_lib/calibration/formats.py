@@ -4,7 +4,8 @@ A benchmark item has a question, an answer, often the reasoning between them, an
 calibration set holds, and in which words, is its format:
 
 ``text``
-    The source's own text. Every sample has one; it is the default.
+    The source's own text. Every sample has one; it is the default. A chat goes through the tokenizer's chat template,
+    with its system prompt and tools.
 ``question``
     The question alone, without prompt words.
 ``question_answer``
@@ -14,7 +15,8 @@ calibration set holds, and in which words, is its format:
     so it is not said again.
 ``chat``
     A user's turn with the question, an assistant's with reasoning and answer, or the answer where there is no
-    reasoning, through the tokenizer's own chat template, with whatever system prompt that adds by itself.
+    reasoning, through the tokenizer's own chat template, with whatever system prompt that adds by itself. A sample
+    that is a chat keeps all of its turns.
 ``few_shot``
     Solved exemplars, then the sample itself, solved: blank lines between them.
 
@@ -30,9 +32,10 @@ arXiv 2410.07461: zero-shot, few-shot and chain-of-thought calibration data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cola_lib.data import Sample
 from cola_lib.data.benchmarks import question_answer as prompted
@@ -51,7 +54,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "question": ("question",),
     "question_answer": ("question", "answer"),
     "question_reasoning": ("question", "reasoning", "answer"),
-    "chat": ("question", "answer"),
+    "chat": ("question", "answer"),  # or messages, see formats_of
     "few_shot": ("question", "answer"),
 }
 
@@ -82,7 +85,8 @@ def formats_of(sample: Sample) -> tuple[str, ...]:
     >>> formats_of(Sample("2", "2 + 2? 4", "sums", question="2 + 2?", answer="4"))
     ('text', 'question', 'question_answer', 'chat', 'few_shot')
     """
-    return tuple(name for name, parts in _NEEDS.items() if all(_part(sample, part) for part in parts))
+    whole = {"chat"} if sample.messages else set()
+    return tuple(name for name, parts in _NEEDS.items() if name in whole or all(_part(sample, part) for part in parts))
 
 
 def _part(sample: Sample, part: str) -> str | None:
@@ -131,9 +135,9 @@ def _solved(sample: Sample) -> str:
 # the formats
 
 
-def text(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
-    """Word a sample as its source does."""
-    return sample.text
+def text(sample: Sample, tokenizer: PreTrainedTokenizerBase | None = None, shots: Sequence[Sample] = ()) -> str:
+    """Word a sample as its source does; a chat through the tokenizer's template."""
+    return rendered(sample.messages, sample.tools, tokenizer, sample) if sample.messages else sample.text
 
 
 def question(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
@@ -160,23 +164,66 @@ def chat(sample: Sample, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Sam
     Notes
     -----
     The template writes all special tokens itself, a beginning-of-sequence token among them where the model has one:
-    the text is tokenized without adding any (:attr:`Wording.add_special_tokens`). A template that asks for today's
+    the text is tokenized without adding any (:meth:`Wording.templated`). A template that asks for today's
     date is given a fixed one.
     """
+    if sample.messages:
+        return rendered(sample.messages, sample.tools, tokenizer, sample)
     _check(sample, "chat")
+    turns = [{"role": "user", "content": _question(sample)}, {"role": "assistant", "content": _response(sample)}]
+    return rendered(turns, (), tokenizer, sample)
+
+
+def rendered(
+    turns: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    sample: Sample,
+) -> str:
+    """Put a chat through the tokenizer's template.
+
+    Parameters
+    ----------
+    turns, tools : sequence of mapping
+        Messages, and tools that they may call.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Of the model.
+    sample : Sample
+        For messages.
+
+    Raises
+    ------
+    SpecError
+        If the tokenizer has no chat template, or one that does not read tools.
+    ColaError
+        If the template refuses the chat.
+    """
+    tools = [dict(tool) for tool in tools]
     try:
-        template = tokenizer.get_chat_template()
+        template = tokenizer.get_chat_template(tools=tools or None) if tokenizer is not None else None
+        if template is None:
+            raise ValueError
     except ValueError as error:
+        others = ", ".join(repr(name) for name in formats_of(sample) if name not in ("text", "chat"))
         raise SpecError(
-            "format 'chat' needs the tokenizer's chat template, and this tokenizer has none that it takes by default: "
-            "take the tokenizer of the model's instruct version, set tokenizer.chat_template, or take format "
-            "'question_reasoning' or 'question_answer'"
+            f"source {sample.source!r}: format 'chat' needs the tokenizer's chat template, and this one has none that it "
+            "takes by default: take the tokenizer of the model's instruct version, set tokenizer.chat_template, or "
+            f"take another format: {others or 'there is none for this sample'} (cola compress --format)"
         ) from error
+    if tools and not re.search(r"\btools\b", template):
+        raise SpecError(
+            f"source {sample.source!r}: sample {sample.id} comes with tools, which this tokenizer's chat template does "
+            "not read: take a model that calls tools, or leave column 'tools' out"
+        )
     if "strftime_now" in template:
         template = _FIXED_DATE + template
-    turns = [{"role": "user", "content": _question(sample)}, {"role": "assistant", "content": _response(sample)}]
-    with translated("the tokenizer's chat template cannot be rendered; correct it, or take another format"):
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
+    what = f"source {sample.source!r}: the tokenizer's chat template cannot render sample {sample.id}"
+    with translated(f"{what}; correct it, or take another format"):
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], tools=tools or None, tokenize=False, chat_template=template
+            )
+        )
 
 
 def few_shot(sample: Sample, tokenizer: object = None, shots: Sequence[Sample] = ()) -> str:
@@ -254,10 +301,15 @@ class Wording:
             self._place[sample.id] = (sample.source, len(group))
             group.append(sample)
 
-    @property
-    def add_special_tokens(self) -> bool:
-        """Whether the tokenizer may add its own special tokens; a chat template has written them already."""
-        return self.format != "chat"
+    def templated(self, sample: Sample) -> bool:
+        """Whether a chat template writes the sample's special tokens, so that the tokenizer must not add its own.
+
+        Parameters
+        ----------
+        sample : Sample
+            One of the draw.
+        """
+        return self.format == "chat" or (self.format == "text" and bool(sample.messages))
 
     def text(self, sample: Sample) -> str:
         """Word one sample of the draw.

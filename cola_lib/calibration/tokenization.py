@@ -108,6 +108,49 @@ def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws
     return [pool[i] for i in order[draw::n_draws]]
 
 
+def encode(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, templated: Sequence[bool], offsets: bool = False
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Tokenize texts, each with one beginning-of-sequence token if the model has texts begin with it.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        What to tokenize.
+    tokenizer : PreTrainedTokenizerBase
+        Called with its own defaults for what no chat template wrote.
+    templated : sequence of bool
+        For each text, whether a chat template wrote its special tokens. They are encoded as such, and none are added:
+        such a text has the tokens that the model is served with.
+    offsets : bool
+        Return where in the text each token stands, which takes a fast tokenizer.
+
+    Returns
+    -------
+    list of (list of int, list of (int, int))
+        For each text its token ids and their places, which are empty unless asked for. A text that a template wrote
+        before it came here begins with that token too: the second, which the tokenizer adds, is left out.
+    """
+    bos = tokenizer.bos_token_id
+    found: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+    for by_template in dict.fromkeys(templated):
+        at = [i for i, each in enumerate(templated) if each == by_template]
+        options = {"add_special_tokens": False} if by_template else {}
+        # verbose=False: a document longer than the model's context is cut later, so no warning.
+        batch = tokenizer(
+            [texts[i] for i in at],
+            return_attention_mask=False,
+            verbose=False,
+            **options,
+            **({"return_offsets_mapping": True} if offsets else {}),
+        )
+        places = batch["offset_mapping"] if offsets else [[]] * len(at)
+        for i, ids, where in zip(at, batch["input_ids"], places, strict=True):
+            twice = bos is not None and ids[:2] == [bos, bos]
+            found[i] = list(ids[twice:]), list(where[twice:])
+    return [found[i] for i in range(len(texts))]
+
+
 def tokenize(
     samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, wording: Wording | None = None
 ) -> Iterator[tuple[Sample, list[int]]]:
@@ -118,8 +161,7 @@ def tokenize(
     samples : sequence of Sample
         What to tokenize.
     tokenizer : PreTrainedTokenizerBase
-        Called with its own defaults: a beginning-of-sequence token is there if it adds one itself. Special
-        tokens that a chat template has written are encoded as such, and none are added to them.
+        See :func:`encode`.
     wording : Wording, optional
         How the samples are worded. Default: their own ``text``.
 
@@ -136,16 +178,14 @@ def tokenize(
         If a text has no tokens, or a sample lacks what its format needs.
     """
     wording = wording or Wording("text", samples, tokenizer)
-    options = {} if wording.add_special_tokens else {"add_special_tokens": False}
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
-        # verbose=False: a document longer than the model's context is cut later, so no warning.
         texts = [wording.text(sample) for sample in batch]
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
-        for sample, ids in zip(batch, encoded["input_ids"], strict=True):
+        encoded = encode(texts, tokenizer, templated=[wording.templated(sample) for sample in batch])
+        for sample, (ids, _) in zip(batch, encoded, strict=True):
             if not ids:
                 raise DataError(f"source {sample.source!r}: sample {sample.id} has no tokens; remove it")
-            yield sample, list(ids)
+            yield sample, ids
 
 
 def segments(
@@ -265,12 +305,14 @@ def pad(
     if len(samples) < n_samples:
         raise DataError(f"{len(samples):,} samples are there, and {n_samples:,} were asked for: ask for fewer")
     tokenized = list(tokenize(samples[:n_samples], tokenizer, wording))
-    cut = [len(tokens) for _, tokens in tokenized if len(tokens) > seq_len]
-    if cut and wording is not None and wording.format != "text":  # a solved item loses its answer; web text no part
+    form = "text" if wording is None else wording.format
+    # A solved item loses its answer, and a chat its last turns; web text no part.
+    cut = [len(tokens) for one, tokens in tokenized if len(tokens) > seq_len and (form != "text" or one.messages)]
+    if cut:
         log.warning(
             "format %r: %d of %d samples are cut and lose their end: they have more than the %d tokens of seq_len, the "
             "longest %d",
-            wording.format,
+            form,
             len(cut),
             n_samples,
             seq_len,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cola_lib.calibration import FORMATS, formats_of
+from cola_lib.calibration.tokenization import encode
 from cola_lib.data import Sample
 from cola_lib.errors import SpecError
 
@@ -162,7 +163,7 @@ def candidates(
     yield from _cut(batch, tokenizer, seq_len, composition, least)
 
 
-def worded(sample: Sample, composition: Composition) -> str:
+def worded(sample: Sample, composition: Composition, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """Word a sample as a composition asks.
 
     Parameters
@@ -171,9 +172,11 @@ def worded(sample: Sample, composition: Composition) -> str:
         Of any source.
     composition : Composition
         Of which only the format is read.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Whose chat template words a chat.
     """
     wanted = "question_reasoning" if composition.format == "reasoning" else "text"
-    return FORMATS[wanted if wanted in formats_of(sample) else "text"](sample)
+    return FORMATS[wanted if wanted in formats_of(sample) else "text"](sample, tokenizer)
 
 
 def _cut(
@@ -181,10 +184,10 @@ def _cut(
 ) -> Iterator[Candidate]:
     if not batch:
         return
-    texts = [worded(sample, composition) for sample in batch]
-    encoded = tokenizer(texts, return_attention_mask=False, return_offsets_mapping=True, verbose=False)
-    parts = zip(batch, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    for sample, text, ids, offsets in parts:
+    texts = [worded(sample, composition, tokenizer) for sample in batch]
+    # A chat has no reasoning of its own, so whatever the composition, its template words it.
+    encoded = encode(texts, tokenizer, templated=[bool(sample.messages) for sample in batch], offsets=True)
+    for sample, text, (ids, offsets) in zip(batch, texts, encoded, strict=True):
         start = 0
         while start < len(ids):
             stop = min(start + seq_len, len(ids))

@@ -313,7 +313,9 @@ class Pool(Remembering):
                 order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
                 some[source] = [samples[i] for i in order[:most].tolist()]
             rows = _rows(some, tokenizer, "the pool", seq_len, Composition(first_only=True), None)
-            text = {(source, one.id): worded(one, PLAIN) for source, samples in some.items() for one in samples}
+            text = {
+                (source, one.id): worded(one, PLAIN, tokenizer) for source, samples in some.items() for one in samples
+            }
             ids = (of_row[0] for of_row in rows.tokens.sample_ids)
             rows.texts = tuple(text[place] for place in zip(rows.sources, ids, strict=True))
             return rows

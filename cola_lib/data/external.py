@@ -1,43 +1,39 @@
-"""Data that the user brings: Hugging Face datasets, and local JSON lines, Parquet and text files."""
+"""Data that the user brings: Hugging Face datasets, local files, and folders of them."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cola_lib.data.benchmarks import question_answer
-from cola_lib.data.layouts import as_question
+from cola_lib.data.files import DOCUMENTS, READERS, SUFFIX, Row, document_rows, file_rows, first_line, kind, regular
+from cola_lib.data.layouts import chat, item, messages, recognized
 from cola_lib.data.sample import Sample, content_hash
-from cola_lib.errors import DataError, UnknownNameError
+from cola_lib.errors import ColaError, DataError, UnknownNameError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jsonl", ".parquet", ".txt")
-TEXT_COLUMNS = ("text", "content")
-OPTIONAL = ("domain", "language", "difficulty", "subject", "reasoning", "split_key")
+OPTIONAL = ("domain", "language", "difficulty", "subject", "split_key")
 
-_LOCAL = re.compile(r"^(?P<path>.+?(?:\.jsonl|\.parquet|\.txt))(?::column=(?P<column>.+))?$")
-_ONE_FILE = re.compile(r"\.(?:jsonl?|parquet)(?:\.gz|\.zst)?$")
-_FIRST = re.compile(r"train(?:\[:(?P<n>\d{1,18})\])?")
-_CHAT = (
-    "lists of chat messages are not read: render them with the tokenizer's apply_chat_template(messages, "
-    "tokenize=False) into a column 'text', or give columns 'question' and 'answer' and take format chat "
-    "(cola compress --format chat)"
-)
+BAD_SHARE = 0.01
+"""Most rows that may be faulty; more, and the data is not what it was taken for."""
+
+_OPTIONS = ("column", "split", "rows")
+_OPTION = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
+_FILE = re.compile(rf".+{SUFFIX}")
+_SLICE = re.compile(r"(?P<split>[\w.-]+)(?:\[(?P<start>\d{0,18}):(?P<stop>\d{0,18})\])?")
 _COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice, as in train[:100]
-
-Row = tuple[str, Mapping[str, Any]]
-"""Where a record stands, for messages, and the record."""
+_SAVED = ("dataset_dict.json", "state.json")
 
 
 def is_external(name: str) -> bool:
@@ -59,11 +55,38 @@ def is_external(name: str) -> bool:
     >>> is_external("notes.jsonl"), is_external("hf:allenai/c4:en"), is_external("c4")
     (True, True, False)
     """
-    return name.startswith("hf:") or _LOCAL.match(name) is not None
+    return name.startswith("hf:") or _FILE.fullmatch(_OPTION.split(name)[0]) is not None
+
+
+def is_folder(name: str) -> bool:
+    """Say whether a source name means a local folder.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`load_samples` takes it.
+
+    Returns
+    -------
+    bool
+        Whether there is a folder of that name. The name of a registered source means that source all the same.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cola_lib.data.external import is_folder
+    >>> Path("corpus").mkdir()
+    >>> is_folder("corpus"), is_folder("corpus:rows=10"), is_folder("c4")
+    (True, True, False)
+    """
+    try:
+        return Path(_OPTION.split(name)[0]).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # no name that a path can have: then it was not meant as one
+        return False
 
 
 def unread_path(name: str) -> str:
-    """Say how to give a path that exists and is not read as it is written.
+    """Say what is wrong with a path that exists and is not read.
 
     Parameters
     ----------
@@ -79,24 +102,16 @@ def unread_path(name: str) -> str:
     --------
     >>> from pathlib import Path
     >>> from cola_lib.data.external import unread_path
-    >>> Path("corpus").mkdir()
-    >>> unread_path("corpus"), unread_path("c4")
-    ("is a folder; that of a dataset is given as 'hf:corpus'", '')
+    >>> _ = Path("letter.docx").write_text("")
+    >>> unread_path("letter.docx").partition(":")[0], unread_path("c4")
+    ('is a file of a kind that is not read', '')
     """
     try:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return f"is a folder; that of a dataset is given as {'hf:' + name!r}"
-        if not path.is_file():
+        if not Path(name).expanduser().exists():
             return ""
-    except (OSError, RuntimeError, ValueError):  # no name that a path can have: then it was not meant as one
+    except (OSError, RuntimeError, ValueError):
         return ""
-    if _ONE_FILE.search(name) and path.suffix in (".gz", ".zst"):
-        return f"is a packed file, which is given as {'hf:' + name!r}"
-    return (
-        f"is a file of a kind that is not read: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} are. Write it anew as "
-        '.jsonl, one {"text": "..."} a line'
-    )
+    return f"is a file of a kind that is not read: {', '.join(READERS)} are, also with .gz, .zst, .bz2 or .xz behind it"
 
 
 def load_external(name: str) -> list[Sample]:
@@ -107,115 +122,168 @@ def load_external(name: str) -> list[Sample]:
     name : str
         ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be a local folder,
         or one file of a dataset: ``"hf:allenai/c4/en/c4-train.00000-of-01024.json.gz"``, of which ``::train[:1000]``
-        takes the first rows; or a path ending in ``.jsonl``, ``.parquet`` or ``.txt``, the first two with
-        ``:column=NAME`` if the text is in another column than ``text`` or ``content``; the texts of a ``.txt`` are
-        parted by blank lines. Records with ``question`` and ``answer`` are joined to a text; ``reasoning``,
-        ``choices``, ``gold``, ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are
-        kept, the last with a hash of the text behind it, so that records which share one stay apart. Those of
-        CommonsenseQA, MathQA and CodeQA are read from the columns that their publishers gave them.
+        takes the first rows. Or a path: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.txt`` or
+        ``.md``, also compressed with gzip, Zstandard, bzip2 or xz), a folder that ``save_to_disk`` of the package
+        datasets wrote, a folder of a dataset, a folder of texts, or a pattern such as ``"notes/*.md"``. A path takes
+        ``:column=NAME``, ``:split=NAME`` and ``:rows=N`` behind it. A nested column is given by its path,
+        ``:column=meta.body``.
 
     Returns
     -------
     list of Sample
-        In the order of the data. Repeats of a text and records without any are left out, with a
-        warning that counts them.
+        In the order of the data. What a row is, is recognized (:data:`cola_lib.data.layouts.SHAPES`) and logged, unless
+        a column is named. Repeats of a text, rows without any, and up to 1 % of faulty rows are left out, with a
+        warning that counts them. The texts of one ``.txt`` are separated by blank lines; where several files are read,
+        each ``.txt`` is one text. ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are
+        kept, the last with a hash of the text behind it, so that records which share one stay apart.
 
     Raises
     ------
     DataError
-        If it cannot be read, or holds no text; with the line where that is known.
+        If it cannot be read, holds no text, or more than 1 % of its rows are faulty; with the first of them.
     UnknownNameError
         If there is no such column.
     """
     if name.startswith("hf:"):
         rows, column = _hub_rows(name)
     else:
-        match = _LOCAL.match(name)
-        if match is None:
-            raise DataError(f"{name!r} is neither hf:NAME nor a path that ends in {', '.join(SUFFIXES)}")
-        path, column = _local(match["path"]), match["column"]
-        if path is None:
-            raise DataError(f"no file {match['path']}: check the path")
-        rows = _READERS[path.suffix](path)
+        path, *given = _OPTION.split(name)
+        options = dict(option.split("=", 1) for option in given)
+        n_rows = options.get("rows", "")
+        if len(options) < len(given) or not all(options.values()):
+            raise DataError(f"source {name!r}: each of :column=, :split= and :rows= is given once, with a value")
+        if n_rows and not (n_rows.isdecimal() and len(n_rows) < 18):
+            raise DataError(f"source {name!r}: rows={n_rows} is not a number of rows")
+        column = options.get("column")
+        rows = islice(_local_rows(path, options.get("split")), int(n_rows) if n_rows else None)
     return _collect(name, rows, column)
+
+
+# ---------------------------------------------------------------------------------------------
+# from rows to samples
 
 
 def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]:
     unique: dict[str, Sample] = {}
-    n_rows = n_empty = 0
+    shapes: Counter[str] = Counter()
+    first: ColaError | None = None
+    n_rows = n_empty = n_faults = 0
     for where, record in rows:
         n_rows += 1
-        sample = _sample(name, where, record, column)
+        try:
+            if isinstance(record, DataError):
+                raise record
+            shape, sample = _sample(name, where, record, column)
+        except (DataError, UnknownNameError) as error:
+            n_faults += 1
+            first = first or error
+            if n_faults > 100 and n_faults > n_rows / 2:  # what follows is no better, and may be endless
+                break
+            continue
         if sample is None:
             n_empty += 1
         else:
+            shapes[shape] += 1
             unique.setdefault(sample.id, sample)
+    if first and n_faults > BAD_SHARE * n_rows:
+        raise _faulty(first, n_faults, n_rows)
     if not unique:
         raise DataError(f"source {name!r} is empty: 0 of its {n_rows:,} records have text")
+    log.info("source %r: read as %s", name, ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
     if dropped := n_rows - len(unique):
         log.warning(
-            "source %r: %d of %d records left out: %d without text, %d repeats",
+            "source %r: %d of %d records left out: %d without text, %d repeats%s",
             name,
             dropped,
             n_rows,
             n_empty,
-            dropped - n_empty,
+            dropped - n_empty - n_faults,
+            f", {n_faults} faulty, the first: {first}" if first else "",
         )
     return list(unique.values())
 
 
-def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None) -> Sample | None:
-    """Build a sample, or None from a record whose text is empty."""
-    if column is None:
-        record = as_question(record, where)
-    question, answer = _string(record, "question", where), _string(record, "answer", where)
-    text = _text(name, record, column, where)
+def _faulty(first: ColaError, n_faults: int, n_rows: int) -> ColaError:
+    if isinstance(first, UnknownNameError) or n_rows == 1:
+        return first
+    return DataError(f"{first} ({n_faults:,} of {n_rows:,} rows are faulty, and at most {BAD_SHARE:.0%} may be)")
+
+
+def _sample(name: str, where: str, record: Mapping[str, Any], column: str | None) -> tuple[str, Sample | None]:
+    """Recognize a row and make its sample, or None if it is without text."""
+    try:
+        found = recognized(record) if column is None else _named(record, column, where)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; name the column that holds the text, as in {_with_column(name)}") from error
+    if found is None:
+        raise _unrecognized(name, where, record)
+    shape, row = found
+    question, answer, reasoning = (_optional(row, key) for key in ("question", "answer", "reasoning"))
+    text = _string(row["text"], where) if "text" in row else question_answer(question or "", answer or "", reasoning)
     if not text.strip():
-        return None
-    given = {key: _string(record, key, where) for key in OPTIONAL}
-    known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    choices = record.get("choices")
-    gold = record.get("gold")
-    name_of_text, own = content_hash(text), record.get("id")
+        return shape, None
+    known: dict[str, Any] = {key: value for key in OPTIONAL if (value := _optional(row, key)) is not None}
+    choices, gold, own = row.get("choices"), row.get("gold"), row.get("id")
+    turns, tools = tuple(row.get("messages", ())), tuple(row.get("tools", ()))
     if own is not None:
         known.setdefault("split_key", str(own))
-    return Sample(
+    # Chats of the same words may differ in who says them.
+    name_of_text = content_hash(json.dumps([turns, tools], sort_keys=True, default=str) if turns else text)
+    return shape, Sample(
         id=name_of_text if own is None else f"{own}-{name_of_text[:8]}",
         text=text,
         source=name,
         question=question,
+        reasoning=reasoning,
         answer=answer,
         choices=tuple(map(str, choices)) if isinstance(choices, list | tuple) else (),
         gold=gold if isinstance(gold, int) and not isinstance(gold, bool) else None,
+        messages=turns,
+        tools=tools,
         **known,
     )
 
 
-def _text(name: str, record: Mapping[str, Any], column: str | None, where: str) -> str:
-    if column is not None:
-        if column not in record:
+def _string(value: Any, where: str) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{where}: 'text' should be a text, and is a {type(value).__name__}")
+
+
+def _optional(row: Mapping[str, Any], key: str) -> str | None:
+    """Take what is known beside a text, if it is of a kind that can be kept."""
+    value = row.get(key)
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+
+
+def _named(record: Mapping[str, Any], column: str, where: str) -> tuple[str, Mapping[str, Any]]:
+    """Read the column that was named, or what its path leads to, and nothing else."""
+    value: Any = record
+    for step in [column] if column in record else column.split("."):
+        if not isinstance(value, Mapping) or step not in value:
             raise UnknownNameError(f"column, at {where},", column, record)
-        return _string(record, column, where) or ""
-    for candidate in TEXT_COLUMNS:
-        if candidate in record:
-            return _string(record, candidate, where) or ""
-    if "question" in record and "answer" in record:
-        question, answer = _string(record, "question", where), _string(record, "answer", where)
-        return question_answer(question or "", answer or "", _string(record, "reasoning", where))
-    problem = f"{where}: no column 'text' or 'content', and not both 'question' and 'answer'"
+        value = value[step]
+    if turns := messages(value):
+        return f"chats of column {column!r}", chat(record, turns)
+    if value is not None and not isinstance(value, str | int | float):
+        raise DataError(f"{where}: {column!r} should be a text, and is a {type(value).__name__}")
+    return f"text of column {column!r}", item(record, text=value)
+
+
+def _unrecognized(name: str, where: str, record: Mapping[str, Any]) -> DataError:
+    problem = f"{where}: no column 'text' or 'content', and no chat, question or instruction with its answer"
     columns = ", ".join(map(str, record)) or "(none)"
     texts = {key: value for key, value in record.items() if isinstance(value, str)}
-    if texts:
-        longest = max(texts, key=lambda key: len(texts[key]))  # a text is longer than an id or a label
-        how = f"name the column that holds the text, as in {_with_column(name, longest)}"
-        raise DataError(f"{problem}; {how}; there are: {columns}")
-    for key, value in record.items():
-        if _is_chat(value):
-            raise DataError(f"{problem}; column {key!r} holds a chat, and {_CHAT}")
-    raise DataError(f"{problem}, and no other column holds a text; there are: {columns}")
+    if not texts:
+        return DataError(f"{problem}, and no other column holds a text; there are: {columns}")
+    longest = max(texts, key=lambda key: len(texts[key]))  # a text is longer than an id or a label
+    how = f"name the column that holds the text, as in {_with_column(name, longest)}"
+    return DataError(f"{problem}; {how}; there are: {columns}")
 
 
-def _with_column(name: str, column: str) -> str:
+def _with_column(name: str, column: str = "NAME") -> str:
     """Name of a source that reads another column."""
     if not name.startswith("hf:"):
         return f"{name}:column={column}"
@@ -223,92 +291,79 @@ def _with_column(name: str, column: str) -> str:
     return f"hf:{dataset}:{config}:{split}:{column}"
 
 
-def _is_chat(value: Any) -> bool:
-    """Whether a value is a list of messages, as datasets for fine-tuning have them."""
-    roles = ("role", "from")
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and any(role in turn for role in roles) for turn in value)
-    )
-
-
-def _string(record: Mapping[str, Any], key: str, where: str) -> str | None:
-    value = record.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    advice = f"; {_CHAT}" if _is_chat(value) else ""
-    raise DataError(f"{where}: {key!r} should be a text, and is a {type(value).__name__}{advice}")
-
-
 # ---------------------------------------------------------------------------------------------
-# local files
+# local files and folders
 
 
-def _local(name: str) -> Path | None:
-    """Path of a file, or None if there is none."""
+def _local_rows(name: str, split: str | None) -> Iterator[Row]:
     try:
         path = Path(name).expanduser()
-        return path if path.is_file() else None
-    except (OSError, RuntimeError) as error:  # too long a name, a closed folder, the home of an unknown user
+        exists = path.exists()
+        found = sorted(map(Path, glob(str(path), recursive=True))) if has_magic(name) and not exists else []
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a closed folder, an unknown user's home
         raise DataError(f"file {reprlib.repr(name)} cannot be looked up: {error}; check the path") from error
+    if path.is_dir():
+        return _folder_rows(path, split)
+    if exists:
+        return file_rows(path, split)
+    if not found:
+        raise DataError(f"no file {name}: check the path")
+    return _rows_of([file for file in found if kind(file)], split)
 
 
-def _decoded(path: Path) -> str:
+def _rows_of(files: Iterable[Path], split: str | None = None) -> Iterator[Row]:
+    """Rows of several files; a document is a text."""
+    for file in files:
+        yield from (document_rows if kind(file) in DOCUMENTS else file_rows)(regular(file), split)
+
+
+def _folder_rows(folder: Path, split: str | None) -> Iterator[Row]:
+    if any((folder / name).is_file() for name in _SAVED):
+        return _saved_rows(folder, split)
+    files = sorted(file for file in folder.rglob("*") if kind(file) and not file.is_dir())
+    if not files:
+        raise DataError(f"folder {folder} holds no file that is read: {', '.join(READERS)} are")
+    if any(kind(file) not in DOCUMENTS for file in files):  # a dataset, whose README is none of its texts
+        return _dataset_rows(str(folder), None, split or "train")
+    if split is not None:
+        raise DataError(f"{folder} is a folder of texts, which has no split {split!r}")
+    return _rows_of(_inside(folder, files))
+
+
+def _inside(folder: Path, files: Iterable[str | Path]) -> list[Path]:
+    """Refuse files that a folder names and that are not in it, or are not regular."""
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # the hub's cache, whose files are links to its blobs
+        root = root.parent.parent
+    found = []
+    for file in files:
+        path = Path(file)
+        if not path.resolve().is_relative_to(root):
+            raise DataError(f"{folder} refers to {file}, which is outside the folder; copy what is needed into it")
+        found.append(regular(path))
+    return found
+
+
+def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
+    """Rows of what ``save_to_disk`` wrote; its Arrow files are mapped into memory and not read whole."""
+    import datasets
+
+    where = str(folder)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start:,} is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        yield where, _json_object(where, line)
-
-
-def _json_object(where: str, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON object is needed, and this is a {type(record).__name__}")
-    if "\\ud" in line.lower():  # the only way to write half a character, which no tokenizer takes
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise DataError(f"{where}: {half!a} is half of a character; write the text anew as UTF-8") from error
-    return record
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        records = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # bytes, or a value that Python has not
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, row {number}", record
-
-
-def _text_rows(path: Path) -> Iterator[Row]:
-    documents = [document.strip("\n") for document in re.split(r"\n[ \t]*\n\s*", _decoded(path))]
-    texts = [document for document in documents if document.strip()]
-    if len(texts) == 1 and (n_lines := texts[0].strip().count("\n") + 1) > 1:  # most likely meant as one text a line
-        log.warning("source %s is 1 text of %d lines: separate texts by blank lines, or use .jsonl", str(path), n_lines)
-    for number, document in enumerate(documents, start=1):
-        if document.strip():
-            yield f"{path}, document {number}", {"text": document}
-
-
-_READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+        if (folder / _SAVED[0]).is_file():
+            splits = json.loads((folder / _SAVED[0]).read_text(encoding="utf-8"))["splits"]
+            chosen = split or ("train" if "train" in splits else splits[0])
+            if chosen not in splits:
+                raise UnknownNameError(f"split of {where!r}", chosen, splits)
+            (folder,) = (folder / name for name in splits if name == chosen)
+        elif split is not None:
+            raise DataError(f"{where} is one dataset, which has no split {split!r}")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _inside(Path(where), [folder / file["filename"] for file in state["_data_files"]])
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, pa.ArrowException) as error:
+        raise DataError(f"{where} cannot be read as a saved dataset: {first_line(error)}") from error
+    return ((f"{where}, row {i}", record) for i, record in enumerate(table, start=1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -342,44 +397,68 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str, str | None]:
 
 def _hub_rows(name: str) -> tuple[Iterator[Row], str | None]:
     dataset, config, split, column = parse_hub_name(name)
-    if _ONE_FILE.search(dataset):
-        return _file_rows(name, dataset, config, split), column
+    if _FILE.fullmatch(dataset):
+        return _one_file(name, dataset, config, split), column
+    if is_folder(dataset) and any((Path(dataset).expanduser() / saved).is_file() for saved in _SAVED):
+        return _saved_rows(Path(dataset).expanduser(), None if split == "train" else split), column
+    return _dataset_rows(dataset, config, split), column
+
+
+def _dataset_rows(dataset: str, config: str | None, split: str) -> Iterator[Row]:
+    """Rows of one split, as far as they are asked for."""
     # Imported here: it takes seconds, and only this function needs it.
     import datasets
 
+    folder = Path(dataset).expanduser()
+    part = _SLICE.fullmatch(split)
     try:
-        table = datasets.load_dataset(dataset, config, split=split)
+        builder = datasets.load_dataset_builder(str(folder) if folder.is_dir() else dataset, config)
+        files = {str(key): list(some) for key, some in (builder.config.data_files or {}).items()}
+        if folder.is_dir():
+            files = {key: list(map(str, _inside(folder, some))) for key, some in files.items()}
+        elif outside := [file for some in files.values() for file in some if not file.startswith("hf://datasets/")]:
+            raise DataError(f"dataset {dataset!r} refers to {outside[0]}, which is no part of it")
+        tables = [kind(Path(file)) not in ("", *DOCUMENTS) for some in files.values() for file in some]
+        if part is None:  # a share, or several splits: only a dataset that is here as a whole can give that
+            rows = _numbered(dataset, datasets.load_dataset(dataset, config, split=split))
+        elif folder.is_dir() and all(tables):
+            if part["split"] not in files:
+                raise ValueError(f"its splits are {', '.join(files)}")
+            rows = _rows_of(map(Path, files[part["split"]]))
+        else:
+            rows = _numbered(dataset, builder.as_streaming_dataset(split=part["split"]))
+        start, stop = (part["start"], part["stop"]) if part else ("", "")
+        yield from islice(rows, int(start or 0), int(stop) if stop else None)
     except (ConnectionError, FileNotFoundError) as error:
         raise DataError(
-            f"dataset {dataset!r} was not found: {_first_line(error)}. Check its name on the hub and that this "
+            f"dataset {dataset!r} was not found: {first_line(error)}. Check its name on the hub and that this "
             "machine is online; or download it and name the folder: hf:/path/to/folder"
         ) from error
     except (ValueError, OSError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"dataset {dataset!r} (config {config or 'default'}, split {split}) cannot be read: {_first_line(error)}"
+            f"dataset {dataset!r} (config {config or 'default'}, split {split}) cannot be read: {first_line(error)}"
         ) from error
-    if column is not None and column not in table.column_names:
-        raise UnknownNameError(f"column of {dataset!r}", column, table.column_names)
-    return ((f"{dataset}, row {i}", record) for i, record in enumerate(table)), column
 
 
-def _file_rows(name: str, file: str, config: str | None, split: str) -> Iterator[Row]:
+def _numbered(dataset: str, table: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    return ((f"{dataset}, row {i}", record) for i, record in enumerate(table))
+
+
+def _one_file(name: str, file: str, config: str | None, split: str) -> Iterator[Row]:
     """Read one file of a dataset: of the terabytes of a corpus, a calibration set needs some megabytes."""
-    asked = _FIRST.fullmatch(split)
-    if config is not None or asked is None:
+    asked = _SLICE.fullmatch(split)
+    if config is not None or asked is None or asked["split"] != "train" or asked["start"]:
         raise DataError(
             f"source {name!r} names one file, which has no configuration and no splits; its first rows are "
             "hf:FILE::train[:N], and all of them hf:FILE"
         )
-    path = _hub_file(file)
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _compressed_rows(path)
-    return islice(rows, int(asked["n"]) if asked["n"] else None)
+    return islice(file_rows(_hub_file(file)), int(asked["stop"]) if asked["stop"] else None)
 
 
 def _hub_file(file: str) -> Path:
     """Where a file of a dataset lies on this machine, after it was fetched if need be."""
-    local = _local(file)
-    if local is not None:
+    local = Path(file).expanduser()
+    if local.exists():
         return local
     owner, repository, inside = (*file.split("/", 2), "", "")[:3]
     if not (owner and repository and inside):
@@ -391,27 +470,6 @@ def _hub_file(file: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{repository}", inside, repo_type="dataset"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DataError(
-            f"{inside} of dataset {owner}/{repository} was not found: {_first_line(error)}. Check its name on the hub "
+            f"{inside} of dataset {owner}/{repository} was not found: {first_line(error)}. Check its name on the hub "
             "and that this machine is online; or download it and name the file: hf:/path/to/file"
         ) from error
-
-
-def _compressed_rows(path: Path) -> Iterator[Row]:
-    """Read JSON lines, packed or not, no further than is asked for."""
-    try:
-        with (
-            pa.input_stream(str(path), compression="detect") as unpacked,
-            io.TextIOWrapper(unpacked, encoding="utf-8") as lines,
-        ):
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield where, _json_object(where, line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -25,8 +25,8 @@ LEVELS = ("1", "2", "3", "4", "5")
 YES_NO = ("no", "yes")
 
 HINT = (
-    "A Hugging Face dataset is written hf:NAME[:config][:split][:column], a local file as a path that ends in "
-    ".jsonl, .parquet or .txt"
+    "A Hugging Face dataset is written hf:NAME[:config][:split][:column], a local file or folder as its path; "
+    "files end in .jsonl, .json, .csv, .tsv, .parquet, .txt or .md"
 )
 
 
@@ -406,8 +406,9 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
         A named source, with filters after colons and several values after commas: ``"math"``,
         ``"math:level=4,5:subject=algebra"``, ``"gsm8k:rationale=no"``, ``"mbpp:language=rust"``,
         ``"multilingual:language=de,fr"``, ``"mmlu:group=stem"``. Or a Hugging Face dataset
-        ``"hf:NAME[:config][:split][:column]"``, or a local file ``"notes.jsonl"``,
-        ``"notes.jsonl:column=body"``, ``.parquet`` or ``.txt``.
+        ``"hf:NAME[:config][:split][:column]"``, or a local file, folder or pattern, ``"notes.jsonl"``,
+        ``"notes.csv.gz:column=body:rows=1000"``, ``"notes/*.md"``: see
+        :func:`cola_lib.data.external.load_external`.
     split : {"calibration", "evaluation", "all"}
         No calibration item is ever an evaluation item, under any name, filter or format. What the
         user brings is all calibration.
@@ -436,7 +437,7 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
     """
     if split not in ("calibration", "evaluation", "all"):
         raise UnknownNameError("split", str(split), ("calibration", "evaluation", "all"))
-    if external.is_external(name):
+    if external.is_external(name) or (name.split(":", 1)[0] not in SOURCES and external.is_folder(name)):
         if split == "evaluation":
             raise DataError(
                 f"source {name!r} has no evaluation half: what you bring is all for calibration. Evaluate on a "

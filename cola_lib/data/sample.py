@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from cola_lib.fingerprint import fingerprint
 
@@ -85,6 +87,11 @@ class Sample:
     split_key : str, optional
         Samples that share it stay on one side of the calibration/evaluation split, for example one
         MBPP task in 18 languages, or all questions on one passage. Default: ``id``.
+    messages : tuple of mapping
+        Turns of a chat, as :meth:`transformers.PreTrainedTokenizerBase.apply_chat_template` takes them. The chat
+        template of the model is applied when rows are made; ``text`` holds the words alone.
+    tools : tuple of mapping
+        Tools that the chat may call.
 
     Examples
     --------
@@ -107,6 +114,8 @@ class Sample:
     choices: tuple[str, ...] = ()
     gold: int | None = None
     split_key: str = ""
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         if not self.split_key:
@@ -115,4 +124,5 @@ class Sample:
     @property
     def fingerprint(self) -> str:
         """Hash of its id and of all that it can put before a model: filters and files change texts under one id."""
-        return fingerprint([self.id, self.text, self.question, self.reasoning, self.answer, self.choices])
+        chat = [self.messages, self.tools] if self.messages else []
+        return fingerprint([self.id, self.text, self.question, self.reasoning, self.answer, self.choices, *chat])
