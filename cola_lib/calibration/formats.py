@@ -198,19 +198,19 @@ def rendered(
     ColaError
         If the template refuses the chat.
     """
-    tools = [dict(tool) for tool in tools]
+    callable_tools = [dict(tool) for tool in tools] or None
     try:
-        template = tokenizer.get_chat_template(tools=tools or None) if tokenizer is not None else None
-        if template is None:
-            raise ValueError
+        if tokenizer is None:
+            raise ValueError("no tokenizer")
+        template = tokenizer.get_chat_template(tools=callable_tools)
     except ValueError as error:
         others = ", ".join(repr(name) for name in formats_of(sample) if name not in ("text", "chat"))
         raise SpecError(
-            f"source {sample.source!r}: format 'chat' needs the tokenizer's chat template, and this one has none that it "
-            "takes by default: take the tokenizer of the model's instruct version, set tokenizer.chat_template, or "
+            f"source {sample.source!r}: format 'chat' needs the tokenizer's chat template, and this one has none that "
+            "it takes by default: take the tokenizer of the model's instruct version, set tokenizer.chat_template, or "
             f"take another format: {others or 'there is none for this sample'} (cola compress --format)"
         ) from error
-    if tools and not re.search(r"\btools\b", template):
+    if callable_tools and not re.search(r"\btools\b", template):
         raise SpecError(
             f"source {sample.source!r}: sample {sample.id} comes with tools, which this tokenizer's chat template does "
             "not read: take a model that calls tools, or leave column 'tools' out"
@@ -221,7 +221,7 @@ def rendered(
     with translated(f"{what}; correct it, or take another format"):
         return str(
             tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], tools=tools or None, tokenize=False, chat_template=template
+                [dict(turn) for turn in turns], tools=callable_tools, tokenize=False, chat_template=template
             )
         )
 
