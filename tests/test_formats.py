@@ -12,9 +12,11 @@ from transformers import AutoTokenizer
 
 from cola_lib.calibration import FORMATS, Format, build_calibration_set, calibration_set, draw_samples, formats_of
 from cola_lib.calibration.formats import Wording, _solved
+from cola_lib.calibration.tokenization import tokenize
 from cola_lib.cli.compress import FORMATS as FORMAT_NAMES
+from cola_lib.curation import candidates
 from cola_lib.data import Sample, load_samples
-from cola_lib.errors import DataError, SpecError, UnknownNameError
+from cola_lib.errors import ColaError, DataError, SpecError, UnknownNameError
 from tests.byte_tokenizer import byte_tokenizer
 from tests.test_cli import assert_refused, run
 
@@ -275,6 +277,84 @@ def test_chat_begins_with_one_bos(bos):
     assert (found.input_ids[found.attention_mask] == 0).sum() == 1 and found.input_ids[0, 0] == 0
     plain = build_calibration_set([WORKED], tokenizer, format="question", **options)
     assert (plain.input_ids[plain.attention_mask] == 0).sum() == bos  # other formats: as the tokenizer does
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+DIALOGUE = (SYSTEM, *({"role": role, "content": f"{role} {i}"} for i in (1, 2) for role in ("user", "assistant")))
+CHATTED = Sample("c1", "the words", "chats.jsonl", messages=DIALOGUE, question="user 2", answer="assistant 2")
+WRITTEN = "<s>[system] Be kind.\n[user] user 1\n[assistant] assistant 1\n[user] user 2\n[assistant] assistant 2\n"
+
+
+@pytest.mark.parametrize("name", ["text", "chat"])
+def test_a_chat_keeps_all_of_its_turns(name):
+    assert FORMATS[name](CHATTED, templated(TURNS)) == WRITTEN
+    assert formats_of(CHATTED) == ("text", "question", "question_answer", "chat", "few_shot")
+    assert formats_of(replace(CHATTED, question=None)) == ("text", "chat")
+
+
+@pytest.mark.parametrize("layout", ["pack", "truncate", "pad"])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("form", ["text", "chat"])
+@pytest.mark.parametrize("sample", [CHATTED, replace(WORKED, text=WRITTEN)])
+def test_one_bos_whatever_the_route(sample, form, bos, layout):
+    """The template writes it and the tokenizer adds it; or it was written into the text before."""
+    tokenizer = templated(TURNS, bos=bos)
+    found = build_calibration_set([sample], tokenizer, n_samples=1, seq_len=32, layout=layout, format=form)
+    ids = found.input_ids[found.attention_mask].tolist()
+    assert layout == "truncate" or (ids[0] == 0 and ids[1] != 0)
+    (whole,) = tokenize([sample], tokenizer, Wording(form, [sample], tokenizer))
+    assert whole[1].count(0) == 1 and whole[1][0] == 0
+    (cut, *_) = candidates([sample], tokenizer, seq_len=200)
+    assert cut.ids.count(0) == 1 and cut.text == WRITTEN
+
+
+def test_chats_and_texts_are_mixed_in_their_order():
+    samples = [WEB, CHATTED, replace(WEB, id="w2"), replace(CHATTED, id="c2")]
+    tokenizer = templated(TURNS, bos=True)
+    for (sample, ids), given in zip(tokenize(samples, tokenizer), samples, strict=True):
+        assert sample is given
+        assert tokenizer.decode(ids) == (WRITTEN if given.messages else f"<s>{given.text}")
+
+
+def test_a_chat_is_what_the_tokenizer_itself_makes(smollm2_tokenizer):
+    (_, ids), *_ = tokenize([CHATTED], smollm2_tokenizer)
+    assert ids == smollm2_tokenizer.apply_chat_template(list(DIALOGUE), tokenize=True, return_dict=False)
+
+
+def test_a_chat_without_a_template_is_refused_with_its_choices():
+    with pytest.raises(SpecError, match="'question_answer'.*--format"):
+        build_calibration_set([CHATTED], byte_tokenizer(), n_samples=1, seq_len=8, layout="pad")
+    with pytest.raises(SpecError, match="chat template"):
+        list(candidates([CHATTED], byte_tokenizer(), seq_len=8))
+    assert build_calibration_set(
+        [CHATTED], byte_tokenizer(), n_samples=1, seq_len=8, layout="pad", format="question_answer"
+    )
+
+
+def test_tools_reach_the_template_or_are_refused():
+    tool = {"type": "function", "function": {"name": "weather"}}
+    called = replace(CHATTED, tools=(tool,))
+    listed = templated("{% for t in tools %}{{ t.function.name }} {% endfor %}" + TURNS)
+    assert FORMATS["text"](called, listed) == "weather " + WRITTEN
+    with pytest.raises(SpecError, match="c1 comes with tools"):
+        FORMATS["text"](called, templated(TURNS))
+
+
+def test_a_template_that_refuses_a_chat_names_it():
+    with pytest.raises(ColaError, match="sample c1.*no system role"):
+        FORMATS["text"](CHATTED, templated("{{ raise_exception('no system role') }}"))
+
+
+def test_a_chat_that_is_cut_is_counted(caplog):
+    build_calibration_set([CHATTED, WEB], templated(TURNS), n_samples=2, seq_len=8, layout="pad")
+    assert "1 of 2 samples are cut" in caplog.text
+
+
+def test_samples_without_chats_keep_their_fingerprint():
+    from cola_lib.fingerprint import fingerprint
+
+    assert WORKED.fingerprint == fingerprint(["q1", "as it came", "1 + 2?", "One and two make three.", "3", ()])
+    assert len({CHATTED.fingerprint, replace(CHATTED, messages=()).fingerprint, hash(CHATTED)}) == 3
 
 
 def test_no_template_is_refused():

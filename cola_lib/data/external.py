@@ -8,7 +8,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from glob import glob, has_magic
+from glob import glob, has_magic, iglob
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def is_external(name: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Say whether a source name means a local folder.
+    """Say whether a source name means a local folder, or a pattern that files match.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def is_folder(name: str) -> bool:
     Returns
     -------
     bool
-        Whether there is a folder of that name. The name of a registered source means that source all the same.
+        Whether there is one. The name of a registered source means that source all the same.
 
     Examples
     --------
@@ -80,7 +80,8 @@ def is_folder(name: str) -> bool:
     (True, True, False)
     """
     try:
-        return Path(_OPTION.split(name)[0]).expanduser().is_dir()
+        path = Path(_OPTION.split(name)[0]).expanduser()
+        return path.is_dir() or (has_magic(str(path)) and next(iglob(str(path), recursive=True), None) is not None)
     except (OSError, RuntimeError, ValueError):  # no name that a path can have: then it was not meant as one
         return False
 

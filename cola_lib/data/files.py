@@ -288,11 +288,15 @@ def _parquet_rows(path: Path, split: str | None = None) -> Iterator[Row]:
             about = file.metadata.row_group(group)
             size = sum(about.column(i).total_uncompressed_size for i in range(about.num_columns))
             if size > limit:  # a page is unpacked whole, and may be all of it
-                raise _too_large(path, limit)
+                raise DataError(
+                    f"{path} has {path.stat().st_size:,} bytes and a row group that expands to {size:,}; write it "
+                    "again with smaller row groups if that is its true size"
+                )
             # A value that is stored once may come in every row: as many rows as fit even then.
             batch_size = max(1, min(32, limit // max(size, 1)))
             for batch in file.iter_batches(batch_size, row_groups=[group], use_threads=False):
-                left -= batch.nbytes + _COST * batch.num_rows
+                plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+                left -= sum(column.nbytes for column in plain) + _COST * batch.num_rows
                 if left < 0:
                     raise _too_large(path, limit)
                 for record in batch.to_pylist():

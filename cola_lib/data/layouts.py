@@ -241,9 +241,10 @@ def _preferred(record: Record) -> Record | None:
     asked = messages(prompt)
     if asked is None and isinstance(prompt, str):
         asked = _transcript(prompt) or [{"role": "user", "content": prompt}]
-    if asked and turns[0]["role"] == "assistant":  # else the prompt stands in the chosen side already
+    unasked = bool(turns) and turns[0]["role"] == "assistant"  # else the prompt stands in the chosen side already
+    if asked and unasked:
         turns = [*asked, *turns]
-    if turns[0]["role"] == "assistant" and (ask := first(record, ("question", "instruction", "query"))):
+    elif unasked and (ask := first(record, ("question", "instruction", "query"))):
         turns = [{"role": "user", "content": text_of(record, ask)}, *turns]
     return chat(record, turns)
 
