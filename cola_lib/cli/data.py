@@ -51,7 +51,8 @@ def sources(as_json: JsonOption = False) -> None:
 
     A source is split once, by a hash of each item: one part calibrates, the other evaluates. Filters are
     written after the name, as in math:level=5 or mbpp:language=rust. Besides these names, --source takes
-    hf:NAME[:config][:split][:column] for a Hugging Face dataset, and paths of .jsonl, .parquet and .txt files.
+    hf:NAME[:config][:split][:column] for a Hugging Face dataset, and paths of files and folders:
+    JSON lines, JSON, CSV, TSV, Parquet, text and Markdown, compressed or not.
     """
     from cola_lib.data import load_samples, source_info, source_names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -190,7 +191,7 @@ def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]
         raise _faulty(first, n_faults, n_rows)
     if not unique:
         raise DataError(f"source {name!r} is empty: 0 of its {n_rows:,} records have text")
-    log.info("source %r: read as %s", name, ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
+    _report(name, ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
     if dropped := n_rows - len(unique):
         log.warning(
             "source %r: %d of %d records left out: %d without text, %d repeats%s",
@@ -202,6 +203,12 @@ def _collect(name: str, rows: Iterable[Row], column: str | None) -> list[Sample]
             f", {n_faults} faulty, the first: {first}" if first else "",
         )
     return list(unique.values())
+
+
+@functools.cache
+def _report(name: str, shapes: str) -> None:
+    """Log once what a source was recognized as, however often it is read."""
+    log.info("source %r: read as %s", name, shapes)
 
 
 def _faulty(first: ColaError, n_faults: int, n_rows: int) -> ColaError:
