@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -118,6 +119,18 @@ def altered(draw: st.DrawFn, tree: Any, values: st.SearchStrategy = json_values)
 COLUMNS = sorted(
     {"text", "content", "question", "answer", "reasoning", "choices", "gold", "domain", "difficulty", "split_key", "id"}
     | {column for columns in LAYOUTS for column in columns}
+    | {
+        "messages",
+        "conversations",
+        "tools",
+        "chosen",
+        "prompt",
+        "completion",
+        "instruction",
+        "output",
+        "passage",
+        "system",
+    }
 )
 records = st.dictionaries(st.sampled_from(COLUMNS), json_values, max_size=6)
 layout_records = st.one_of(
@@ -129,6 +142,17 @@ ITEMS = (
     {"question": "what", "answer": "it adds", "code": "def f(): pass"},
     {"text": "plain", "id": 7, "language": "de"},
     {"question": "q", "answer": "a", "reasoning": "r", "choices": ["a", "b"], "gold": 0},
+    {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "t"}]}],
+        "tools": [{"function": {"name": "f"}}],
+    },
+    {
+        "conversations": [{"from": "human", "value": "v"}, {"from": "gpt", "value": "w", "tool_calls": [{}]}],
+        "system": "s",
+    },
+    {"prompt": "p", "chosen": [{"role": "assistant", "content": "c"}], "rejected": "r"},
+    {"instruction": "i", "input": "j", "output": "o"},
+    {"question": "q", "answer": {"value": "v", "aliases": ["w"]}, "passage": "p"},
 )
 known_records = st.sampled_from(ITEMS).flatmap(altered)
 
@@ -160,11 +184,12 @@ def test_json_lines_of_any_content(tmp_path, lines, as_ascii):
 @fuzz
 @given(st.binary(max_size=200) | damaged("\n".join(json.dumps(item) for item in ITEMS).encode()), st.data())
 def test_files_of_any_bytes(tmp_path, content, data):
-    suffix = data.draw(st.sampled_from([".jsonl", ".txt", ".parquet"]))
+    suffix = data.draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".md", ".txt", ".parquet"]))
+    suffix += data.draw(st.sampled_from(["", ".gz", ".zst", ".bz2", ".xz"]))
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(content)
     read_and_use(str(path))
-    for packed, pack in ((".json", bytes), (".json.gz", gzip.compress)):
+    for packed, pack in ((".json", bytes), (".json.gz", gzip.compress), (".csv.xz", lzma.compress)):
         path = tmp_path / f"mine{packed}"
         path.write_bytes(pack(content) if data.draw(st.booleans()) else content)
         read_and_use(f"hf:{path}")

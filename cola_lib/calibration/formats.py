@@ -198,7 +198,7 @@ def rendered(
     ColaError
         If the template refuses the chat.
     """
-    callable_tools = [dict(tool) for tool in tools] or None
+    callable_tools: list[Any] | None = [dict(tool) for tool in tools] or None
     try:
         if tokenizer is None:
             raise ValueError("no tokenizer")

@@ -124,7 +124,7 @@ class Shape:
     >>> from cola_lib.data.layouts import recognized
     >>> shape, record = recognized({"instruction": "Add.", "input": "1, 2", "output": "3"})
     >>> shape, [turn["content"] for turn in record["messages"]]
-    ('instruction and output', ['Add.\\n\\n1, 2', '3'])
+    ('instruction and output', ['Add.\n\n1, 2', '3'])
     """
 
     name: str
