@@ -19,21 +19,15 @@ def _example_leaves_nothing(
     if not isinstance(request.node, DoctestItem):
         yield
         return
-    from cola_lib import revisions
-    from cola_lib.analysis.claims import table
-    from cola_lib.compress import block, specs
-    from cola_lib.curation import base
-    from cola_lib.data import registry
+    from cola_lib.analysis import CLAIMS
+    from cola_lib.compress import METHODS
+    from cola_lib.curation import STRATEGIES
+    from cola_lib.data import SOURCES
+    from cola_lib.models import ARCHITECTURES
+    from cola_lib.registry import REVISIONS
 
-    registries: list[dict[str, Any]] = [
-        registry._SOURCES,
-        registry._INFOS,
-        base._REGISTRY,
-        specs._KINDS,
-        block.SOLVERS,
-        revisions.REVISIONS,
-        table.CLAIMS,
-    ]
+    registries: list[dict[str, Any]] = [REVISIONS]
+    registries += [each._entries for each in (ARCHITECTURES, CLAIMS, METHODS, SOURCES, STRATEGIES)]
     before = [dict(entries) for entries in registries]
     folder: Path = tmp_path_factory.mktemp("example")
     monkeypatch.chdir(folder)

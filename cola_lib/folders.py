@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import secrets
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from cola_lib.errors import OutputError
 
 _OWNED = re.compile(r"\.(\d+)-[0-9a-f]+\.(?:partial|old|tmp)(?:\.ipynb)?$")
 
@@ -121,3 +126,17 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def write_json(value: Any, out: str | os.PathLike[str]) -> None:
+    """Write JSON, whole or not at all."""
+    out = Path(out)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise OutputError(f"{out}: could not be written ({error}); nothing is left of it") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from cola_lib import cli
-from cola_lib.cli.common import write_json
-from cola_lib.compress import METHODS
-from cola_lib.compress.specs import PRUNERS
+from cola_lib.compress import METHODS, PRUNERS
 from cola_lib.data import source_names
 from cola_lib.errors import OutputError
+from cola_lib.folders import write_json
 from tests.test_notebooks import write
 from tests.tiny_models import tiny_model
 
@@ -158,13 +157,13 @@ BAD = [
     ("--method wanda --source math:levl=5", "nearest: level"),
     ("--method wanda --source math:level=9", "known: 1, 2, 3, 4, 5"),
     ("--method wanda --source nowhere.jsonl", "nowhere.jsonl"),
-    ("--method wanda --source c4 --bits 3", "--bits says nothing to wanda"),
-    ("--method wanda --source c4 --act-order", "--act-order says nothing to wanda"),
-    ("--method wanda --source c4 --symmetric", "--symmetric says nothing to wanda"),
-    ("--method gptq --source c4 --sparsity 0.5", "--sparsity says nothing to gptq"),
-    ("--method awq --source c4 --act-order", "--act-order says nothing to awq"),
-    ("--method awq --source c4 --alpha 0.5", "--alpha says nothing to awq"),
-    ("--method rtn --act-strategy token", "--act-strategy says nothing to rtn without --act-bits"),
+    ("--method wanda --source c4 --bits 3", "--bits has no effect with wanda"),
+    ("--method wanda --source c4 --act-order", "--act-order has no effect with wanda"),
+    ("--method wanda --source c4 --symmetric", "--symmetric has no effect with wanda"),
+    ("--method gptq --source c4 --sparsity 0.5", "--sparsity has no effect with gptq"),
+    ("--method awq --source c4 --act-order", "--act-order has no effect with awq"),
+    ("--method awq --source c4 --alpha 0.5", "--alpha has no effect with awq"),
+    ("--method rtn --act-strategy token", "--act-strategy has no effect with rtn without --act-bits"),
     ("--method rtn --act-bits 8", "--save-as compressed-tensors"),
     ("--method smoothquant --source c4", "a dense checkpoint cannot say so"),
     ("--method smoothquant --source c4 --alpha 2", "between 0 and 1, not 2"),

@@ -232,6 +232,8 @@ def test_unknown_methods_and_options_come_with_the_nearest():
         method_spec("sparsgpt")
     with pytest.raises(UnknownNameError, match="unknown option of gptq 'groupsize'; nearest: group_size"):
         method_spec("gptq", groupsize=3)
+    with pytest.raises(UnknownNameError, match="unknown option of wanda 'damp'"):
+        method_spec("wanda", damp=0.1)  # it would have no effect
 
 
 def test_calibrated_methods_need_data_of_this_model():
@@ -250,10 +252,7 @@ def test_the_default_group_size_divides_every_layer():
 
 
 def test_the_key_of_a_method_holds_what_it_reads_and_nothing_else():
-    wanda_a, wanda_b = method_spec("wanda", damp=0.01), method_spec("wanda", damp=0.1)
-    assert wanda_a.key() == wanda_b.key()
     assert method_spec("sparsegpt", damp=0.01).key() != method_spec("sparsegpt", damp=0.1).key()
-    assert method_spec("gptq", n_grid=3).key() == method_spec("gptq", n_grid=4).key()
     assert method_spec("awq", n_grid=3).key() != method_spec("awq", n_grid=4).key()
     assert method_spec("gptq", block_size=64).key() == method_spec("gptq", block_size=128).key()
 

@@ -19,7 +19,7 @@ import pytest
 
 from cola_lib.errors import StoreError
 from cola_lib.experiments import ResultStore
-from cola_lib.revisions import REVISIONS
+from cola_lib.registry import REVISIONS
 from tests import fault_work as work
 from tests.test_store import assert_same, result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from cola_lib.evaluate import capability_suite
 from cola_lib.experiments import cell_key
 from cola_lib.experiments.cells import CellKey
 from cola_lib.fingerprint import fingerprint
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = {"evidence/cells.parquet": 1038, "evidence/confirmation/cells.parquet": 24}
@@ -81,11 +80,11 @@ def strategy_today(stored: dict) -> dict:
     """Make a stored strategy's key from its options, as the code computes it now."""
     options = {name: value for name, value in stored.items() if name not in {"strategy", "revision", *SIZE}}
     chooser = curation.strategy(stored["strategy"], **options)
-    # What an earlier revision chose is stored still, and not read.
-    revision = stored.get("revision", 1)
-    assert revision <= chooser.revision
-    own = {"revision": revision} if revision > 1 else {}
-    return {"strategy": chooser.name, **asdict(chooser), **own, **{name: stored[name] for name in SIZE}}
+    key = chooser.key()
+    assert stored.get("revision", 1) <= key.get("revision", 1)
+    if stored.get("revision", 1) < key.get("revision", 1):
+        del key["revision"]  # what an earlier revision chose is stored still, and not read
+    return key | {name: stored[name] for name in SIZE}
 
 
 def key_today(stored: CellKey) -> CellKey:
@@ -136,9 +135,7 @@ def test_keys_of_all_methods_and_strategies_are_pinned():
 
 @pytest.mark.parametrize("name", STRATEGY_KEYS)
 def test_the_key_of_a_strategy_stays(name):
-    chooser = STRATEGIES[name]()
-    own = {"revision": chooser.revision} if chooser.revision > 1 else {}
-    assert fingerprint({"strategy": name, **asdict(chooser), **own}) == STRATEGY_KEYS[name]
+    assert fingerprint(STRATEGIES[name]().key()) == STRATEGY_KEYS[name]
 
 
 def test_sets_and_suites_are_those_that_the_evidence_was_computed_on(smollm2_tokenizer):

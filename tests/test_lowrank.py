@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cola_lib.compress import LowRankSpec, compress, joint_lowrank, method_spec, restored
+from cola_lib.compress import JointLowRank, compress, joint_lowrank, method_spec, restored
 from cola_lib.errors import SpecError, UnknownNameError
 from tests.tiny_models import MODEL_TYPES, tiny_language_model
 
@@ -31,9 +31,9 @@ def test_it_is_the_best_approximation_of_the_stack_at_its_rank(keep):
 
 def test_two_factors_hold_the_share_of_parameters_that_is_kept():
     for keep in (0.1, 0.5, 0.8, 1.0):
-        rank = LowRankSpec(keep=keep).rank(3072, 576)
+        rank = JointLowRank(keep=keep).rank(3072, 576)
         assert rank * (3072 + 576) <= keep * 3072 * 576 < (rank + 1) * (3072 + 576)
-    assert LowRankSpec(keep=0.001).rank(8, 8) == 1
+    assert JointLowRank(keep=0.001).rank(8, 8) == 1
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -58,6 +58,6 @@ def test_queries_with_keys_and_gates_with_ups_become_low_rank_and_nothing_else_c
 def test_a_share_is_a_share():
     for keep in (0.0, 1.2, -1):
         with pytest.raises(SpecError, match="keep is a share above 0"):
-            LowRankSpec(keep=keep)
+            JointLowRank(keep=keep)
     with pytest.raises(UnknownNameError, match="unknown option of joint_lowrank 'bits'"):
         method_spec("joint_lowrank", bits=3)

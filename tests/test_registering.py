@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
-from cola_lib import plugins, revisions
-from cola_lib.analysis import CLAIMS, Claim, register_claim
+from cola_lib import registry
+from cola_lib.analysis import CLAIMS, Claim
 from cola_lib.calibration import calibration_set, random_tokens_set
-from cola_lib.compress import METHODS, PruneSpec, Solution, block, compress, method_spec, register_method, specs
-from cola_lib.data import EvaluationIndex, Sample, SourceInfo, load_samples, register_source, registry
+from cola_lib.compress import METHODS, PruneSpec, Solution, compress, method_spec
+from cola_lib.curation import STRATEGIES
+from cola_lib.data import SOURCES, EvaluationIndex, Sample, SourceInfo, load_samples
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.evaluate import source_suite
 from cola_lib.models import byte_tokenizer, tiny_model
@@ -22,7 +25,7 @@ WORDS = " ".join(f"word{{0}}of{i}" for i in range(16))
 @pytest.fixture(autouse=True)
 def registries():
     """Forget afterwards what a test registered."""
-    kept = [registry._SOURCES, registry._INFOS, specs._KINDS, block.SOLVERS, revisions.REVISIONS, CLAIMS]
+    kept = [registry.REVISIONS, *(each._entries for each in (CLAIMS, METHODS, SOURCES, STRATEGIES))]
     before = [dict(entries) for entries in kept]
     yield
     for entries, known in zip(kept, before, strict=True):
@@ -32,7 +35,7 @@ def registries():
 
 def enter(name: str, fraction: float, n: int = 40) -> list[Sample]:
     samples = [Sample(f"{name}-{i}", WORDS.format(i), name, language="en" if i % 2 else "de") for i in range(n)]
-    register_source(SourceInfo(name, "", "mine", "mine", evaluation_fraction=fraction))(lambda: samples)
+    SOURCES.register(SourceInfo(name, "", "mine", "mine", evaluation_fraction=fraction, read=lambda: samples))
     return samples
 
 
@@ -49,7 +52,7 @@ def test_questions_of_a_source_of_your_own_are_scored_as_choices():
         Sample(f"r{i}", f"riddle {i}", "riddles", question=f"What is {i}?", choices=("a number", "a fish"), gold=0)
         for i in range(20)
     ]
-    register_source(SourceInfo("riddles", "", "mine", "mine"))(lambda: asked)
+    SOURCES.register(SourceInfo("riddles", "", "mine", "mine", read=lambda: asked))
     suite = source_suite(byte_tokenizer(), {"mine": "riddles"}, tokens_per_source=400)
     assert {item.continuations for item in suite.items} == {(" a number", " a fish")}
 
@@ -63,8 +66,8 @@ def test_a_source_without_evaluation_half_gives_all_to_calibration():
 
 def test_filters_of_a_source_compare_its_samples():
     samples = [Sample(str(i), f"text {i}", "tongues", language="en" if i % 2 else "de") for i in range(6)]
-    info = SourceInfo("tongues", "", "mine", "mine", {"tongue": ("en", "de")}, evaluation_fraction=0.0)
-    register_source(info, {"tongue": "language"})(lambda: samples)
+    how = {"fields": {"tongue": "language"}, "evaluation_fraction": 0.0, "read": lambda: samples}
+    SOURCES.register(SourceInfo("tongues", "", "mine", "mine", {"tongue": ("en", "de")}, **how))
     assert {sample.language for sample in load_samples("tongues:tongue=de")} == {"de"}
     with pytest.raises(UnknownNameError, match="'fr'"):
         load_samples("tongues:tongue=fr")
@@ -83,7 +86,7 @@ def test_filters_of_a_source_compare_its_samples():
 )
 def test_what_cannot_be_a_source_is_refused(name, filters, fields):
     with pytest.raises(SpecError):
-        register_source(SourceInfo(name, "", "mine", "mine", filters), fields)
+        SOURCES.register(SourceInfo(name, "", "mine", "mine", filters, read=list, fields=fields or {}))
 
 
 def test_a_source_of_your_own_is_compared_with_the_evaluation_items(monkeypatch):
@@ -99,12 +102,18 @@ def test_a_source_of_your_own_is_compared_with_the_evaluation_items(monkeypatch)
 
 
 def test_a_method_is_found_by_name_and_its_revision_names_its_results():
-    @register_method("nothing", PruneSpec, revision=3)
-    def nothing(problem, spec):
-        assert problem.statistics.gram.shape[0] == problem.weights[0].shape[1]
-        return Solution(list(problem.weights))
+    @METHODS.register
+    @dataclass(frozen=True)
+    class Nothing(PruneSpec):
+        method: ClassVar[str] = "nothing"
+        revision: ClassVar[int] = 3
+        power: float = 1.0
 
-    assert METHODS["nothing"] is PruneSpec
+        def solve(self, problem):
+            assert problem.statistics.gram.shape[0] == problem.weights[0].shape[1]
+            return Solution(list(problem.weights))
+
+    assert METHODS["nothing"] is Nothing
     spec = method_spec("nothing", sparsity=0.3)
     assert spec.label == "nothing 30%" and spec.key()["revisions"] == {"nothing": 3}
     lm = tiny_model()
@@ -112,34 +121,46 @@ def test_a_method_is_found_by_name_and_its_revision_names_its_results():
     compress(lm, spec, random_tokens_set(lm.tokenizer, 2, 16), progress=False)
     assert lm.fingerprint == before
     # Only the method knows what it reads: all that a specification says counts, and all statistics are gathered.
-    named = [method_spec("nothing", **options).key() for options in ({}, {"damp": 0.5}, {"exponent": 2.0})]
-    assert len({str(key) for key in named}) == 3
+    named = [method_spec("nothing", **options).key() for options in ({}, {"power": 0.5})]
+    assert len({str(key) for key in named}) == 2
     compress(lm, spec, random_tokens_set(lm.tokenizer, 2, 16), progress=False, layer_errors=False)
     with pytest.raises(SpecError, match="already"):
-        register_method("nothing")(nothing)
-    with pytest.raises(SpecError, match="already"):
-        register_method("wanda")(nothing)
+        METHODS.register(Nothing)
+
+
+def test_an_unknown_name_loads_installed_plugins(monkeypatch):
+    class Point:
+        value = "theirs"
+
+        def load(self):
+            SOURCES.register(SourceInfo("theirs", "", "theirs", "theirs", read=list))
+
+    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [Point()])
+    registry.load_installed_registry.cache_clear()
+    assert SOURCES["theirs"].domain == "theirs"
+    with pytest.raises(UnknownNameError, match="theirs"):
+        SOURCES["thiers"]
 
 
 def test_a_claim_has_an_id_and_a_unit_of_the_scorecard():
-    assert register_claim(Claim("X9", "t", "t", "p")) is CLAIMS["X9"]
+    assert CLAIMS.register(Claim("X9", "t", "t", "p")) is CLAIMS["X9"]
     with pytest.raises(SpecError, match="already"):
-        register_claim(Claim("C1", "t", "t", "p"))
+        CLAIMS.register(Claim("C1", "t", "t", "p"))
     with pytest.raises(UnknownNameError, match="unit"):
-        register_claim(Claim("X10", "t", "t", "p", unit="furlongs"))
+        CLAIMS.register(Claim("X10", "t", "t", "p", unit="furlongs"))
 
 
 def test_a_plugin_is_loaded_once_and_by_child_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv(registry.VARIABLE, "")
     path = tmp_path / "mine.py"
     path.write_text("loaded = []\n")
-    (first,) = plugins.load_plugins([str(path)])
-    (second,) = plugins.load_plugins([str(path)])
-    assert first is second and os.environ[plugins.VARIABLE] == str(path)
+    (first,) = registry.load_plugins([str(path)])
+    (second,) = registry.load_plugins([str(path)])
+    assert first is second and os.environ[registry.VARIABLE] == str(path)
     other = tmp_path / "other" / "mine.py"
     other.parent.mkdir()
     other.write_text("other = True\n")
-    assert plugins.load_plugin(str(other)) is not first
+    assert registry.load_plugin(str(other)) is not first
 
 
 @pytest.mark.parametrize("text", ["1 / 0", "from cola_lib.data import nothing_of_the_kind"])
@@ -147,7 +168,7 @@ def test_a_plugin_that_fails_says_which_and_is_not_kept(tmp_path, text):
     path = tmp_path / "broken.py"
     path.write_text(text)
     for _ in range(2):
-        with pytest.raises(plugins.PluginError, match="broken.py: (ZeroDivisionError|ImportError)"):
-            plugins.load_plugin(str(path))
-    with pytest.raises(plugins.PluginError, match="no such file"):
-        plugins.load_plugin(str(tmp_path / "missing.py"))
+        with pytest.raises(registry.PluginError, match="broken.py: (ZeroDivisionError|ImportError)"):
+            registry.load_plugin(str(path))
+    with pytest.raises(registry.PluginError, match="no such file"):
+        registry.load_plugin(str(tmp_path / "missing.py"))

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_lib.compress import (
-    METHODS,
     compress,
     method_spec,
     restored,
@@ -20,8 +19,8 @@ from cola_lib.compress import (
     smoothquant,
     smoothquant_scale,
 )
-from cola_lib.compress.block import AFTER_NORM, fold
-from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
+from cola_lib.compress.block import fold
+from cola_lib.compress.smoothquant import AFTER_NORM
 from cola_lib.errors import DataError, NumericsError, SpecError, UnknownNameError
 from cola_lib.export import check_exportable, export_quantized, export_sparse
 from cola_lib.finetune import TuneSpec, finetune
@@ -390,10 +389,6 @@ def test_unknown_words_come_with_the_nearest():
         method_spec("smoothquant", smooth="norm")
     with pytest.raises(UnknownNameError, match="unknown option of gptq 'alpha'"):
         method_spec("gptq", alpha=0.5)
-    with pytest.raises(SpecError, match="smoothquant is no method of QuantSpec"):
-        QuantSpec("smoothquant")
-    with pytest.raises(SpecError, match="rtn is no method of SmoothQuantSpec"):
-        SmoothQuantSpec("rtn")
 
 
 def test_data_are_read_where_a_scale_or_a_range_depends_on_them():
@@ -405,31 +400,9 @@ def test_data_are_read_where_a_scale_or_a_range_depends_on_them():
     assert labels == ["rtn W8A8", "smoothquant W4A8 static"]
 
 
-QUANTIZING = {"method", "bits", "group_size", "symmetric"}
-KEYS = {
-    "magnitude": {"method", "sparsity", "pattern"},
-    "wanda": {"method", "sparsity", "pattern"},
-    "ria": {"method", "sparsity", "pattern", "exponent"},
-    "sparsegpt": {"method", "sparsity", "pattern", "damp", "block_size"},
-    "rtn": QUANTIZING,
-    "gptq": QUANTIZING | {"damp", "act_order", "static_groups"},
-    "awq": QUANTIZING | {"n_grid", "clip"},
-    "joint_lowrank": {"method", "keep"},
-}
-
-
-def test_methods_that_were_there_before_keep_their_keys():
-    """A stored cell is found by its method's key: what activations are rounded to is in it only if they are."""
-    assert set(KEYS) == set(METHODS) - {"smoothquant"}
-    for name, fields in KEYS.items():
-        key = method_spec(name).key()
-        assert set(key) == fields | {"revisions"} and set(key["revisions"]) == {name}
-
-
 def test_the_key_holds_what_smoothquant_reads_and_nothing_else():
     keys = [W8A8.key()]
     for options in ({"alpha": 0.6}, {"smooth": "norms"}, {"act_bits": 7}, {"act_strategy": "tensor"}, {"bits": 4}):
         keys.append(method_spec("smoothquant", **options).key())
     assert len({fingerprint(key) for key in keys}) == len(keys)
-    assert method_spec("smoothquant", damp=0.1, n_grid=3, act_order=True).key() == W8A8.key()
     assert method_spec("gptq", act_bits=8).key() != method_spec("gptq").key()

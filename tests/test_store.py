@@ -19,7 +19,7 @@ from cola_lib.errors import SpecError, StoreError
 from cola_lib.evaluate import with_derived
 from cola_lib.experiments import CellKey, CellResult, ResultStore, cell_key
 from cola_lib.experiments.packed import PackedCells, write_packed
-from cola_lib.revisions import REVISIONS
+from cola_lib.registry import REVISIONS
 
 WANDA = {"method": "wanda", "sparsity": 0.5, "pattern": (2, 4), "revisions": {"wanda": 1}}
 
@@ -337,7 +337,7 @@ def test_everything_that_shapes_the_numbers_is_in_the_key(change):
 
 def test_a_raised_revision_makes_the_cell_new(monkeypatch):
     before = key().fingerprint
-    monkeypatch.setitem(__import__("cola_lib.revisions", fromlist=["x"]).REVISIONS, "likelihood", 99)
+    monkeypatch.setitem(__import__("cola_lib.registry", fromlist=["x"]).REVISIONS, "likelihood", 99)
     assert key().fingerprint != before
 
 

@@ -386,5 +386,5 @@ def test_the_fingerprint_is_of_the_content(monkeypatch):
     assert Suite((ITEM,), name="other", seed=4, tokens_per_capability=9).fingerprint == suite.fingerprint
     for change in ({"id": "j"}, {"context": "c"}, {"gold": 0}, {"continuations": (" a", " c")}, {"task": "t"}):
         assert Suite((dataclasses.replace(ITEM, **change),)).fingerprint != suite.fingerprint
-    monkeypatch.setitem(__import__("cola_lib.revisions", fromlist=["x"]).REVISIONS, "suite", 99)
+    monkeypatch.setitem(__import__("cola_lib.registry", fromlist=["x"]).REVISIONS, "suite", 99)
     assert Suite((ITEM,)).fingerprint != suite.fingerprint

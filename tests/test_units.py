@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cola_lib.calibration import random_tokens_set
-from cola_lib.compress import METHODS, compress, gptq, method_spec, rtn
-from cola_lib.compress.block import SOLVERS, Problem
+from cola_lib.compress import METHODS, Problem, compress, gptq, method_spec, rtn
 from cola_lib.errors import NumericsError, SpecError
 from cola_lib.models import tiny_model
 from cola_lib.statistics import InputStatistics, collect_statistics
@@ -44,7 +43,7 @@ def solved(case, W, X):
     """New weight, for the input as it was."""
     lm = tiny_model()
     group = dataclasses.replace(lm.architecture.groups[0], layers=("only",), unclipped=())
-    solution = SOLVERS[case.split()[0]](Problem([W], ["only"], statistics(X), group, lm.model.config), spec_of(case))
+    solution = spec_of(case).solve(Problem([W], ["only"], statistics(X), group, lm.model.config))
     return solution.weights[0] if solution.scale is None else solution.weights[0] / solution.scale
 
 
@@ -118,7 +117,7 @@ def test_a_solver_names_nan_for_what_it_is():
 
 
 def test_the_cases_cover_every_method_that_reads_data():
-    reading = {name for name, kind in METHODS.items() if kind(name).calibrated and name in SOLVERS}
+    reading = {name for name, kind in METHODS.items() if kind().calibrated}
     assert reading <= {case.split()[0] for case in READERS}
 
 
@@ -131,7 +130,7 @@ def test_a_group_size_that_does_not_fit_is_a_spec_error_in_direct_calls_too(meth
     spec = method_spec(method, group_size=64, **options)
     lm = tiny_model()
     with pytest.raises(SpecError, match=r"group_size 64 .* 200"):
-        SOLVERS[method](Problem([W], ["only"], statistics(X), lm.architecture.groups[0], lm.model.config), spec)
+        spec.solve(Problem([W], ["only"], statistics(X), lm.architecture.groups[0], lm.model.config))
     with pytest.raises(SpecError, match=r"group_size 64 .* 200"):
         gptq(W, statistics(X), spec) if method == "gptq" else rtn(W, spec)
 

@@ -19,7 +19,7 @@ PAGES = MappingProxyType(
         "analysis": ("cola_lib.analysis", "cola_lib.verdicts"),
         "figures": ("cola_lib.figures",),
         "export": ("cola_lib.export",),
-        "running": ("cola_lib.book", "cola_lib.plugins", "cola_lib.errors"),
+        "running": ("cola_lib.book", "cola_lib.registry", "cola_lib.errors"),
     }
 )
 """For each page ``book/api/NAME.md``, the modules that it describes."""

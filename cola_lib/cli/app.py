@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cola_lib.errors import ColaError
-from cola_lib.plugins import load_plugins
+from cola_lib.registry import load_plugins
 
 BAD_INPUT = 2
 DEBUG = "COLA_DEBUG"

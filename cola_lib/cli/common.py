@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cola_lib.errors import OutputError, UnknownNameError
+from cola_lib.errors import OutputError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from cola_lib.models import LanguageModel
@@ -61,19 +59,6 @@ def check_file(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{parent} is a file, so {out} cannot be below it")
 
 
-def write_json(value: Any, out: Path) -> None:
-    """Write JSON, whole or not at all."""
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise OutputError(f"{out}: could not be written ({error}); nothing is left of it") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def check_sources(names: Sequence[str]) -> None:
     """Load the sources that need no hub, so that a wrong name is found before the model is loaded."""
     from cola_lib.data import load_samples
@@ -81,3 +66,19 @@ def check_sources(names: Sequence[str]) -> None:
     for name in names:
         if not name.startswith("hf:"):
             load_samples(name, "calibration")
+
+
+def read_pairs(given: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs."""
+    from cola_lib.plain import read_yaml
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise SpecError(f"--option is written NAME=VALUE, not {text!r}")
+        try:
+            options[name.strip().replace("-", "_")] = read_yaml(value)
+        except ValueError as error:
+            raise SpecError(f"--option {name}: {error}") from error
+    return options

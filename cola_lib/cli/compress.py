@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cola_lib.cli.common import check_name, check_sources, load, print_json
+from cola_lib.cli.common import check_name, check_sources, load, print_json, read_pairs
 from cola_lib.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    MethodOptions,
     ModelOption,
     OverwriteOption,
     ProgressOption,
     SeedOption,
     calibration_option,
+    expanded,
+    flag,
     method_option,
     model_option,
     output_option,
 )
-from cola_lib.errors import DataError, SpecError
+from cola_lib.errors import SpecError
 
 if TYPE_CHECKING:
-    from cola_lib.calibration import CalibrationSet, Format, Layout
-    from cola_lib.compress import CompressionReport, Spec
+    from cola_lib.api import Compressed
+    from cola_lib.compress import Spec
     from cola_lib.curation import Curated
     from cola_lib.export import Export
-    from cola_lib.models import LanguageModel
-    from cola_lib.statistics import Propagate
 
 LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
-PRUNING = ("sparsity", "pattern")
-QUANTIZING = ("bits", "group_size", "symmetric", "act_bits", "act_strategy")
-OWN = {"gptq": ("act_order", "static_groups"), "awq": ("duo_scaling",), "smoothquant": ("alpha", "smooth")}
-"""Options of one quantizer only."""
-FACTORIZING = ("keep",)
-SECOND_ORDER = ("sparsegpt", "gptq")
 SAVED = ("dense", "compressed-tensors")
+DRAWING = ("n_samples", "seq_len", "seed", "layout", "format_")
+"""Options that say how to draw from a source."""
 
 
+@expanded(options=MethodOptions)
 def compress(
     context: typer.Context,
     *,
@@ -113,96 +111,7 @@ def compress(
             metavar="NAME",
         ),
     ],
-    sparsity: Annotated[
-        float | None, method_option(help="Pruning: share of weights to remove.", show_default="0.5", metavar="SHARE")
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        method_option(
-            help="Pruning: keep N of each M neighbouring inputs, as in 2:4; instead of --sparsity.", metavar="N:M"
-        ),
-    ] = None,
-    bits: Annotated[
-        int | None,
-        method_option(
-            help="Quantization: bits of a weight, 2 to 8.",
-            show_default="4; smoothquant: 8",
-            metavar="N",
-        ),
-    ] = None,
-    group_size: Annotated[
-        str | None,
-        method_option(
-            help="Quantization: neighbouring inputs that share a scale. -1 takes whole rows, auto the largest "
-            "number up to 128 that divides all widths of the model.",
-            show_default="auto; smoothquant: -1",
-            metavar="N",
-        ),
-    ] = None,
-    symmetric: Annotated[
-        bool | None,
-        method_option(
-            "--symmetric/--asymmetric",
-            help="Quantization: fix the zero point in the middle, or fit it.",
-            show_default="asymmetric; smoothquant: symmetric",
-        ),
-    ] = None,
-    act_bits: Annotated[
-        int | None,
-        method_option(
-            help="Quantization: bits of an activation, 2 to 8; left out, activations stay as they are.",
-            show_default="none; smoothquant: 8",
-            metavar="N",
-        ),
-    ] = None,
-    act_strategy: Annotated[
-        str | None,
-        method_option(
-            help="With --act-bits: token (a range for each token, as it comes) or tensor (one for each layer, from the "
-            "calibration text).",
-            show_default="token",
-            metavar="NAME",
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        method_option(
-            help="smoothquant: how much of the activations' outliers the weights take over, 0 to 1.",
-            show_default="0.5",
-            metavar="SHARE",
-        ),
-    ] = None,
-    smooth: Annotated[
-        str | None,
-        method_option(
-            help="smoothquant: smooth all inputs that can be, or those only that follow norms.",
-            show_default="all",
-            metavar="NAME",
-        ),
-    ] = None,
-    act_order: Annotated[
-        bool, method_option("--act-order", help="gptq: begin with the inputs that matter most.")
-    ] = False,
-    static_groups: Annotated[
-        bool,
-        method_option(
-            "--static-groups",
-            help="gptq: fit scales before rounding begins, so that --act-order leaves groups together.",
-        ),
-    ] = False,
-    duo_scaling: Annotated[
-        bool,
-        method_option(
-            "--duo-scaling",
-            help="awq: also try scales that fall with the size of a channel's weights. Twice the search.",
-        ),
-    ] = False,
-    keep: Annotated[
-        float | None,
-        method_option(
-            help="Low rank: share of the factorized layers' parameters to keep.", show_default="0.8", metavar="SHARE"
-        ),
-    ] = None,
+    options: dict[str, Any],
     out: Annotated[Path, output_option(help="Folder for the checkpoint and its report.json.", metavar="DIR")],
     save_as: Annotated[
         str,
@@ -259,86 +168,40 @@ def compress(
         cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --n-samples 64 \
             --method wanda --pattern 4:8 --out pruned
     """
-    check_name("save-as", save_as, SAVED)
-    check_name("layout", layout, LAYOUTS)
-    check_name("format", format_, FORMATS)
-    check_name("propagate", propagate, PROPAGATE)
-    given = {
-        "sparsity": sparsity,
-        "pattern": pattern,
-        "bits": bits,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "act_bits": act_bits,
-        "act_strategy": act_strategy,
-        "alpha": alpha,
-        "smooth": smooth,
-        "act_order": act_order or None,
-        "static_groups": static_groups or None,
-        "duo_scaling": duo_scaling or None,
-        "keep": keep,
-    }
-    spec = _spec(method, {name: value for name, value in given.items() if value is not None})
-    from cola_lib import export
-    from cola_lib.compress import check_output
-
+    for kind, name, known in (
+        ("save-as", save_as, SAVED),
+        ("layout", layout, LAYOUTS),
+        ("format", format_, FORMATS),
+        ("propagate", propagate, PROPAGATE),
+    ):
+        check_name(kind, name, known)
+    spec = _spec(method, options)
     packed = save_as == "compressed-tensors"
-    if packed:
-        export.check_exportable(spec)
-        if stream:
-            raise SpecError("--save-as compressed-tensors packs a model that is in memory; leave out --stream")
-    elif getattr(spec, "act_bits", None) is not None:
-        raise SpecError(
-            f"{spec.label} rounds activations when the model runs, and a dense checkpoint cannot say so; give "
-            "--save-as compressed-tensors, or round the weights alone"
-        )
-    elif save_dtype is not None:
-        raise SpecError("--save-dtype says nothing without --save-as compressed-tensors; --dtype is that of the model")
+    _check_saving(spec, packed, save_dtype, stream)
     if dry_run:
         _show_memory(model, device, dtype, spec, n_samples, seq_len, layer_errors, stream, as_json)
         return
+    from cola_lib import api
+    from cola_lib.compress import check_output, settle
+
     check_output(out, overwrite=overwrite)
-    if calibration is not None and source:
-        raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
-    made = _curated(spec, calibration, context)
-    read = made.rows if made is not None else None
-    names = [] if read is not None else _checked_sources(spec, source or [])
-
-    from cola_lib import compress as compression
-    from cola_lib.calibration import calibration_set
-
+    made = _curated(spec, calibration, source, context)
+    names = [] if made is not None else _checked_sources(spec, source or [])
     # Changed blocks wait beside --out: on the disk where they are wanted, and hidden if the process is killed.
     lm = load(model, device=device, dtype=dtype, stream=stream, scratch=out.absolute().parent)
-    settled = compression.settle(lm, spec)
-    if made is not None:
-        _check_tokenizer(lm, made.facts, calibration)
-    if spec.calibrated:
-        if read is None:
-            lm.check_length(seq_len)
-            as_layout, as_format = cast("Layout", layout), cast("Format", format_)  # refused there if they are none
-            read = calibration_set(
-                names, lm.tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, layout=as_layout, format=as_format
-            )
-        typer.echo(read.summary(), err=True)
-        _note_size(lm, spec, read)
-    report = compression.compress(
-        lm,
-        settled,
-        read,
-        propagate=cast("Propagate", propagate),
-        layer_errors=layer_errors,
-        keep_codes=packed,
-        keep_originals=False,  # after an error nobody reads the model
-        progress=progress,
-    )
-    written = None
-    if packed:
-        written = export.export_quantized(lm, report, out, dtype=save_dtype or "bfloat16", overwrite=overwrite)
-    elif isinstance(settled, compression.PruneSpec):
-        export.export_sparse(lm, report, out, overwrite=overwrite)
-    else:
-        compression.save_checkpoint(lm, report, out, overwrite=overwrite)
-    _show_report(report, written, out, as_json)
+    settle(lm, spec)  # refuses what does not fit the model before a set is drawn
+    rows: Any = made
+    if made is None and spec.calibrated:
+        drawn: dict[str, Any] = {"layout": layout, "format": format_}
+        rows = api.calibration_set(names, lm, n_samples=n_samples, seq_len=seq_len, seed=seed, **drawn)
+    if rows is not None:
+        typer.echo((made.rows if made is not None else rows).summary(), err=True)
+    how: dict[str, Any] = {"propagate": propagate, "layer_errors": layer_errors}
+    # After an error nobody reads the model, so its original weights are not kept.
+    done = api.compress(lm, spec, rows, **how, keep_codes=packed, keep_originals=False, progress=progress)
+    how = {"format": save_as, "dtype": save_dtype or "bfloat16"}
+    written = done.save(out, **how, overwrite=overwrite)
+    _show_report(done, written, out, as_json)
 
 
 def _show_memory(
@@ -370,26 +233,25 @@ def _show_memory(
 
 
 def _spec(method: str, given: dict[str, Any]) -> Spec:
-    """Turn the options that were given into a specification, refusing those that the method does not read."""
-    from cola_lib.compress import METHODS, LowRankSpec, PruneSpec, method_spec
+    """Turn the options that were given into a specification, refusing those that have no effect."""
+    from cola_lib.compress import METHODS, method_spec
 
     check_name("method", method, METHODS)
-    does, allowed = "quantizes", (*QUANTIZING, *OWN.get(method, ()))
-    if issubclass(METHODS[method], PruneSpec):
-        does, allowed = "prunes", PRUNING
-    elif issubclass(METHODS[method], LowRankSpec):
-        does, allowed = "factorizes", FACTORIZING
+    kind: Any = METHODS[method]
+    known = [field.name for field in fields(kind)]
+    given = dict(given)
+    others = read_pairs(given.pop("option", []))
     for name in given:
-        if name not in allowed:
-            options = ", ".join(f"--{option.replace('_', '-')}" for option in allowed)
-            raise SpecError(f"--{name.replace('_', '-')} says nothing to {method}, which {does}; it takes {options}")
+        if name not in known:
+            takes = ", ".join(flag(option) for option in MethodOptions.__annotations__ if option in known)
+            raise SpecError(f"{flag(name)} has no effect with {method}, a {kind.kind} method; it takes {takes}")
     if {"sparsity", "pattern"} <= set(given):
         raise SpecError("--sparsity and --pattern are two ways to say how much to prune; give one")
-    if "act_strategy" in given and "act_bits" not in given and method != "smoothquant":
-        raise SpecError(f"--act-strategy says nothing to {method} without --act-bits")
+    if "act_strategy" in given and "act_bits" not in given and kind().act_bits is None:
+        raise SpecError(f"--act-strategy has no effect with {method} without --act-bits")
     if "group_size" in given:
         given["group_size"] = _group_size(given["group_size"])
-    return method_spec(method, **given)
+    return method_spec(method, **given, **others)
 
 
 def _group_size(text: str) -> int | None:
@@ -402,25 +264,35 @@ def _group_size(text: str) -> int | None:
         raise SpecError(f"--group-size is auto, -1 or a whole number, not {text!r}") from error
 
 
-DRAWING = {
-    "n_samples": "--n-samples",
-    "seq_len": "--seq-len",
-    "seed": "--seed",
-    "layout": "--layout",
-    "format_": "--format",
-}
-"""Options that say how to draw from a source."""
+def _check_saving(spec: Spec, packed: bool, save_dtype: str | None, stream: bool) -> None:
+    """Refuse a result that could not be written."""
+    from cola_lib.export import check_exportable
+
+    if packed:
+        check_exportable(spec)
+        if stream:
+            raise SpecError("--save-as compressed-tensors packs a model that is in memory; leave out --stream")
+    elif getattr(spec, "act_bits", None) is not None:
+        raise SpecError(
+            f"{spec.label} rounds activations when the model runs, and a dense checkpoint cannot say so; give "
+            "--save-as compressed-tensors, or round the weights alone"
+        )
+    elif save_dtype is not None:
+        raise SpecError("--save-dtype has no effect without --save-as compressed-tensors; --dtype is the model's")
 
 
-def _curated(spec: Spec, folder: Path | None, context: typer.Context) -> Curated | None:
+def _curated(spec: Spec, folder: Path | None, sources: list[str] | None, context: typer.Context) -> Curated | None:
     """Read a curated set before the model is loaded."""
     if folder is None:
         return None
-    for name, option in DRAWING.items():
+    if sources:
+        raise SpecError("--calibration names a whole set, and --source what to draw one from; give one")
+    for name in DRAWING:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             raise SpecError(
-                f"{option} says how to draw from a --source, and --calibration names a whole set: leave it out"
+                f"{flag(name.rstrip('_'))} says how to draw from a --source, and --calibration names a whole set: "
+                "leave it out"
             )
     if not spec.calibrated:
         typer.echo(f"note: {spec.method} reads no calibration text; --calibration is not used", err=True)
@@ -430,28 +302,7 @@ def _curated(spec: Spec, folder: Path | None, context: typer.Context) -> Curated
     return read_dataset(folder)
 
 
-def _check_tokenizer(lm: LanguageModel, facts: Mapping[str, Any], folder: Path | None) -> None:
-    """Refuse a set whose token ids mean something else to this model."""
-    known = facts.get("tokenizer")
-    if known is not None and known != lm.tokenizer_fingerprint:
-        raise DataError(
-            f"the set in {folder} was written with the tokenizer of {facts.get('model', 'another model')}, for which "
-            f"its token ids mean something else than for {lm.name}: curate it again for this model"
-        )
-
-
-def _note_size(lm: LanguageModel, spec: Spec, rows: CalibrationSet) -> None:
-    """Say so where a method that solves with the inputs' matrix is given fewer tokens than that has rows."""
-    widest = max(lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers)
-    if spec.method in SECOND_ORDER and rows.n_tokens < widest:
-        typer.echo(
-            f"note: {rows.n_tokens:,} tokens for layers of up to {widest:,} inputs; {spec.method} solves with a matrix "
-            "of that many rows, and wants several times as many tokens",
-            err=True,
-        )
-
-
-def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
+def _checked_sources(spec: Spec, names: list[str]) -> list[str]:
     """Look the sources up before the model is loaded."""
     if not spec.calibrated:
         if names:
@@ -460,20 +311,23 @@ def _checked_sources(spec: Spec, names: Sequence[str]) -> list[str]:
     if not names:
         raise SpecError(f"{spec.method} reads calibration text; give --source NAME (`cola sources` lists them)")
     check_sources(names)
-    return list(names)
+    return names
 
 
-def _show_report(report: CompressionReport, written: Export | None, out: Path, as_json: bool) -> None:
+def _show_report(done: Compressed, written: Export | None, out: Path, as_json: bool) -> None:
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    report = done.report
     facts = report.to_dict()
     if as_json:
         print_json({"out": str(out), **facts} | ({"export": written.to_dict()} if written else {}))
         return
-    done = facts["spec"]
-    amount = f"{done['bits']} bits" if "bits" in done else f"{report.sparsity:.1%} zeros"
-    if done.get("act_bits") is not None:
-        amount += f", activations {done['act_bits']}"
-    if "keep" in done:
-        amount = f"{done['keep']:.1%} of the parameters of queries, keys, gates and ups"
+    spec = facts["spec"]
+    amount = f"{spec['bits']} bits" if "bits" in spec else f"{report.sparsity:.1%} zeros"
+    if spec.get("act_bits") is not None:
+        amount += f", activations {spec['act_bits']}"
+    if "keep" in spec:
+        amount = f"{spec['keep']:.1%} of the parameters of queries, keys, gates and ups"
     typer.echo(f"{report.spec.label}: {len(report.layers)} layers, {amount}, {report.seconds:.0f} s")
     if report.output_error is not None:
         typer.echo(

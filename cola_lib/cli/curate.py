@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cola_lib.cli.common import check_file, check_name, check_sources, load, print_json, print_table
+from cola_lib.cli.common import check_file, check_name, check_sources, load, print_json, print_table, read_pairs
 from cola_lib.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -89,33 +89,22 @@ def curate(
         cola curate --model smollm2-135m --strategy cola --source c4 --source math \
             --source gsm8k --target math --n-samples 32 --seq-len 512 --out math-set
     """
-    from cola_lib import curation
+    from cola_lib import api, curation
 
     check_name("strategy", strategy, curation.STRATEGIES)
     curation.check_folder(out, overwrite=overwrite)
     if n_samples is not None and n_tokens is not None:
         raise SpecError("--n-samples and --n-tokens are two ways to say how large the set is; give one")
-    options = _strategy_options(option or [])
-    curation.strategy(strategy, **options)
-    if curation.STRATEGIES[strategy].needs_target and target is None:
+    options = read_pairs(option or [])
+    if curation.strategy(strategy, **options).needs_target and target is None:
         raise SpecError(f"{strategy} chooses for a target; give --target NAME, or --target general")
     check_sources(source)
     lm = load(model, device=device, dtype=dtype)
     began = time.perf_counter()
     typer.echo(f"{strategy} chooses from {', '.join(source)} ...", err=True)
-    made = curation.curate(
-        lm,
-        strategy,
-        source,
-        n_samples=128 if n_samples is None and n_tokens is None else n_samples,
-        n_tokens=n_tokens,
-        seq_len=seq_len,
-        target=target,
-        seed=seed,
-        limit=limit,
-        options=options,
-    )
-    curation.write_dataset(made, out, overwrite=overwrite)
+    size: dict[str, Any] = {"n_samples": n_samples, "n_tokens": n_tokens, "seq_len": seq_len, "limit": limit}
+    made = api.curate(lm, strategy, source, target=target, seed=seed, options=options, **size)
+    made.save(out, overwrite=overwrite)
     typer.echo(f"chosen and measured in {time.perf_counter() - began:.0f} s", err=True)
     if as_json:
         print_json({"out": str(out), **made.facts})
@@ -165,22 +154,6 @@ def inspect(
         )
     if picture is not None:
         typer.echo(f"wrote {picture}")
-
-
-def _strategy_options(given: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE pairs."""
-    from cola_lib.plain import read_yaml
-
-    options = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise SpecError(f"--option is written NAME=VALUE, not {text!r}")
-        try:
-            options[name.strip().replace("-", "_")] = read_yaml(value)
-        except ValueError as error:
-            raise SpecError(f"--option {name}: {error}") from error
-    return options
 
 
 def _show_set(facts: Mapping[str, Any]) -> None:

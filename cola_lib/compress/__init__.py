@@ -1,47 +1,44 @@
 """Methods that prune or quantize: each a page of mathematics on one weight, and one way to apply them."""
 
 from cola_lib.compress.api import CompressionReport, compress, restored, settle
-from cola_lib.compress.awq import awq, awq_clip, awq_scale
-from cola_lib.compress.block import BlockUpdate, LayerReport, Problem, Solution, compress_block, register_method
+from cola_lib.compress.awq import AWQ, awq, awq_clip, awq_scale
+from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
-from cola_lib.compress.gptq import gptq
-from cola_lib.compress.lowrank import joint_lowrank
-from cola_lib.compress.magnitude import magnitude
+from cola_lib.compress.gptq import GPTQ, gptq
+from cola_lib.compress.lowrank import JointLowRank, joint_lowrank
+from cola_lib.compress.magnitude import Magnitude, magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
-from cola_lib.compress.ria import ria
-from cola_lib.compress.rtn import rtn
-from cola_lib.compress.smoothquant import rounding_of, smoothquant, smoothquant_scale
-from cola_lib.compress.sparsegpt import sparsegpt
-from cola_lib.compress.specs import (
-    FACTORIZERS,
-    METHODS,
-    PRUNERS,
-    QUANTIZERS,
-    LowRankSpec,
-    PruneSpec,
-    QuantSpec,
-    SmoothQuantSpec,
-    Spec,
-    method_spec,
-    spec_class,
-)
-from cola_lib.compress.wanda import wanda
+from cola_lib.compress.ria import RIA, ria
+from cola_lib.compress.rtn import RTN, rtn
+from cola_lib.compress.smoothquant import SmoothQuant, rounding_of, smoothquant, smoothquant_scale
+from cola_lib.compress.sparsegpt import SparseGPT, sparsegpt
+from cola_lib.compress.specs import METHODS, Problem, PruneSpec, QuantSpec, Solution, Spec, method_spec
+from cola_lib.compress.wanda import Wanda, wanda
+
+PRUNERS = tuple(name for name, kind in METHODS.items() if issubclass(kind, PruneSpec))
+QUANTIZERS = tuple(name for name, kind in METHODS.items() if issubclass(kind, QuantSpec))
 
 __all__ = [
-    "FACTORIZERS",
+    "AWQ",
+    "GPTQ",
+    "RIA",
+    "RTN",
+    "JointLowRank",
+    "Magnitude",
+    "SmoothQuant",
+    "SparseGPT",
+    "Wanda",
     "METHODS",
     "PRUNERS",
     "QUANTIZERS",
     "BlockUpdate",
     "CompressionReport",
     "LayerReport",
-    "LowRankSpec",
     "OnGrid",
     "Problem",
     "PruneSpec",
     "QuantSpec",
     "QuantizedWeight",
-    "SmoothQuantSpec",
     "Solution",
     "Spec",
     "awq",
@@ -56,8 +53,6 @@ __all__ = [
     "joint_lowrank",
     "magnitude",
     "method_spec",
-    "register_method",
-    "spec_class",
     "restored",
     "ria",
     "rounding_of",

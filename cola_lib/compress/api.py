@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from cola_lib.arithmetic import measured_products
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.quantized import QuantizedWeight
-from cola_lib.compress.specs import PruneSpec, QuantSpec, Spec
+from cola_lib.compress.specs import QuantSpec, Spec
 from cola_lib.errors import SpecError
 from cola_lib.models import LanguageModel
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 from cola_lib.statistics import InputStatistics, LayerStatistics, Propagate, walk
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class CompressionReport:
 
     Parameters
     ----------
-    spec : PruneSpec, QuantSpec or LowRankSpec
+    spec : Spec
         With its group size settled.
     propagate : {"compressed", "original"} or None
         What each block's statistics were read from; ``None`` for methods that read no data.
@@ -101,7 +101,7 @@ class CompressionReport:
         """Everything but the codes, as plain data for JSON."""
         plain = dataclasses.asdict(dataclasses.replace(self, quantized={}))
         del plain["quantized"]
-        plain["spec"] = {k: v for k, v in dataclasses.asdict(self.spec).items()}
+        plain["spec"] = self.spec.to_dict()
         plain["label"] = self.spec.label
         plain["products"] = measured_products().backend
         plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
@@ -172,12 +172,12 @@ def settle(lm: LanguageModel, spec: Spec) -> Spec:
     ----------
     lm : LanguageModel
         The model to be compressed.
-    spec : PruneSpec, QuantSpec or LowRankSpec
+    spec : Spec
         As asked for.
 
     Returns
     -------
-    PruneSpec, QuantSpec or LowRankSpec
+    Spec
         With the group size settled.
 
     Raises
@@ -192,15 +192,7 @@ def settle(lm: LanguageModel, spec: Spec) -> Spec:
     >>> settle(tiny_model(), method_spec("rtn", bits=4)).group_size
     32
     """
-    widths = {lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers}
-    if isinstance(spec, QuantSpec):
-        return spec.for_widths(widths)
-    if isinstance(spec, PruneSpec) and spec.pattern is not None:
-        n, m = spec.pattern
-        bad = sorted(width for width in widths if width % m)
-        if bad:
-            raise SpecError(f"pattern {n}:{m} does not fit layers of width {', '.join(map(str, bad))}")
-    return spec
+    return spec.for_widths({lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers})
 
 
 def _steps(
@@ -281,7 +273,7 @@ def compress(
         on: see :meth:`~cola_lib.models.LanguageModel.round_inputs`. After an error it is as it was. Of a streamed model
         one block is in memory at a time; what replaces it goes to files, and
         :func:`~cola_lib.compress.save_checkpoint` makes them a checkpoint.
-    spec : PruneSpec, QuantSpec or LowRankSpec
+    spec : Spec
         What to do, from :func:`~cola_lib.compress.method_spec`.
     calibration : CalibrationSet, optional
         Watched in one walk with the compression.

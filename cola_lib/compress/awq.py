@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from cola_lib.compress.grid import grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn, rtn_on_grid
-from cola_lib.compress.specs import QuantSpec
+from cola_lib.compress.specs import METHODS, SINCE, Problem, QuantSpec, Solution, positive
 from cola_lib.statistics import InputStatistics, gram_matrix
 
 CLIP_STEPS, CLIP_LEAST = 20, 0.5
@@ -22,6 +24,65 @@ LEAST = 1e-4
 
 ROWS = {"cpu": 512}
 """Rows judged at a time: on a CPU few enough that the dozen passes over them stay in the cache, elsewhere all."""
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class AWQ(QuantSpec):
+    """AWQ: scale up the channels that matter before rounding, and scale their inputs down.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; -1 for whole rows, ``None`` for the largest that fits up to 128.
+    symmetric : bool
+        Zero point fixed at the middle of the range, instead of fitted.
+    act_bits : int or None
+        Bits, 2 to 8, of each activation; ``None`` leaves activations as they are.
+    act_strategy : {"token", "tensor"}
+        What shares a range of activations.
+    n_grid : int
+        Exponents tried between 0 and 1.
+    duo_scaling : bool
+        Also try scales that fall with the size of a channel's weights. The search takes twice as long.
+    clip : bool
+        Also search for a smaller range of each group.
+
+    References
+    ----------
+    Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv 2306.00978.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import AWQ
+    >>> AWQ(bits=3, n_grid=10).label
+    'awq 3-bit'
+    """
+
+    method: ClassVar[str] = "awq"
+
+    n_grid: int = 20
+    duo_scaling: bool = field(default=False, metadata=SINCE)
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("n_grid", self.n_grid)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Scale and round the layers together; what produces their input takes up the inverse scale."""
+        producer = problem.group.producer
+        rounded, scale = awq_on_grid(
+            problem.weights,
+            problem.statistics,
+            self,
+            scalable=producer is not None,
+            rows=producer.rows(problem.config) if producer and producer.rows else None,
+            clipped=[name not in problem.group.unclipped for name in problem.group.layers],
+        )
+        return Solution.on_grid(rounded, scale)
 
 
 def units(rows: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
@@ -38,7 +99,7 @@ def _unit_means(x: Tensor, unit: Tensor, n_units: int) -> Tensor:
     return sums.index_add_(0, unit, x) / shared.index_add_(0, unit, torch.ones_like(x))
 
 
-def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor | None = None) -> Tensor:
+def awq_scale(W: Tensor, stats: InputStatistics, spec: AWQ, rows: Tensor | None = None) -> Tensor:
     """Search the per-channel scale that makes rounding hurt the output least.
 
     Parameters
@@ -47,7 +108,7 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
         Weights of all layers that read the input, stacked.
     stats : InputStatistics
         ``abs_sum`` shapes the candidates, ``gram`` judges them.
-    spec : QuantSpec
+    spec : AWQ
         Bits, group size, symmetry, ``n_grid`` and ``duo_scaling``.
     rows : Tensor of shape (d_in,), int64, optional
         Channels with the same number must share a scale.
@@ -102,7 +163,7 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: QuantSpec, rows: Tensor |
     return best
 
 
-def _weight_means(W: Tensor, spec: QuantSpec) -> Tensor:
+def _weight_means(W: Tensor, spec: AWQ) -> Tensor:
     """Mean over each column of |w|, each relative to the largest of its group; shape (d_in,)."""
     groups = in_groups(W, spec.settled_group_size).abs()
     relative = groups / groups.amax(-1, keepdim=True).clamp_(min=torch.finfo(W.dtype).tiny)
@@ -119,7 +180,7 @@ def _candidates(importance: Tensor, typical: Tensor, weight_means: Tensor | None
             yield (power / (weight_means.pow(1 - step / n_grid) + 1e-4)).clamp_(min=bound)
 
 
-def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
+def awq_clip(W: Tensor, gram: Tensor, spec: AWQ) -> Tensor:
     """Shrink the range of each group of weights as far as that lowers its output error.
 
     Parameters
@@ -128,7 +189,7 @@ def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
         Weight, scaled.
     gram : Tensor of shape (d_in, d_in)
         XᵀX of the scaled inputs. Only the blocks on its diagonal, one per group, are read.
-    spec : QuantSpec
+    spec : AWQ
         Bits, group size and symmetry.
 
     Returns
@@ -173,7 +234,7 @@ def awq_clip(W: Tensor, gram: Tensor, spec: QuantSpec) -> Tensor:
 def awq(
     weights: list[Tensor],
     stats: InputStatistics,
-    spec: QuantSpec,
+    spec: AWQ,
     *,
     scalable: bool = True,
     rows: Tensor | None = None,
@@ -187,7 +248,7 @@ def awq(
         Weights of the layers.
     stats : InputStatistics
         Statistics of their common input.
-    spec : QuantSpec
+    spec : AWQ
         Bits, group size, symmetry, ``n_grid``, ``duo_scaling`` and ``clip``.
     scalable : bool
         Whether something before the layers can take up the inverse scale.
@@ -223,7 +284,7 @@ def awq(
 def awq_on_grid(
     weights: list[Tensor],
     stats: InputStatistics,
-    spec: QuantSpec,
+    spec: AWQ,
     *,
     scalable: bool = True,
     rows: Tensor | None = None,

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from cola_lib.arithmetic import fast_products
-from cola_lib.compress.awq import awq_on_grid
-from cola_lib.compress.gptq import gptq_on_grid, zeros_to_keep
-from cola_lib.compress.lowrank import joint_lowrank
-from cola_lib.compress.magnitude import magnitude
-from cola_lib.compress.quantized import OnGrid, QuantizedWeight
-from cola_lib.compress.ria import ria
-from cola_lib.compress.rtn import rtn_on_grid
-from cola_lib.compress.smoothquant import rounding_of, smoothquant_on_grid
-from cola_lib.compress.sparsegpt import sparsegpt_stacked
-from cola_lib.compress.specs import LowRankSpec, PruneSpec, QuantSpec, SmoothQuantSpec, Spec, enter
-from cola_lib.compress.wanda import wanda
-from cola_lib.errors import DataError, NumericsError
-from cola_lib.models import Architecture, InputGroup, InputRounding, Producer
-from cola_lib.revisions import REVISIONS
+from cola_lib.compress.quantized import QuantizedWeight
+from cola_lib.compress.smoothquant import rounding_of
+from cola_lib.compress.specs import Problem, QuantSpec, Spec
+from cola_lib.errors import NumericsError
+from cola_lib.models import Architecture, InputRounding, Producer
 from cola_lib.statistics import InputStatistics, gram_matrix
 
 
@@ -108,211 +98,6 @@ class BlockUpdate:
     reports: list[LayerReport] = field(default_factory=list)
     quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
     rounding: dict[str, InputRounding] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The layers that read one input, ready to be solved together.
-
-    Parameters
-    ----------
-    weights : list of Tensor of shape (d_out_i, d_in), float32
-        Their weights.
-    layers : list of str
-        Their qualified names.
-    stats : InputStatistics, ChannelStatistics or None
-        Of their input: channel by channel where the method reads no more, and nobody asked for errors.
-    group : InputGroup
-        Their row in the architecture table.
-    config : PretrainedConfig
-        The model's.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import Problem
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> group = lm.architecture.groups[0]
-    >>> weights = [lm.blocks[0].get_submodule(layer).weight.float() for layer in group.layers]
-    >>> problem = Problem(weights, list(group.layers), None, group, lm.model.config)
-    >>> [tuple(W.shape) for W in problem.weights]
-    [(32, 32), (16, 32), (16, 32)]
-    """
-
-    weights: list[Tensor]
-    layers: list[str]
-    stats: InputStatistics | None
-    group: InputGroup
-    config: PretrainedConfig
-
-    @property
-    def statistics(self) -> InputStatistics:
-        """Statistics of the input, for methods that read them."""
-        if self.stats is None:
-            raise DataError(f"{self.layers[0]}: the method reads calibration data, and no statistics were given")
-        return self.stats
-
-
-class Solution(NamedTuple):
-    """What a method found for the layers that read one input.
-
-    Attributes
-    ----------
-    weights : list of Tensor of shape (d_out_i, d_in), float32
-        New weights.
-    scale : Tensor of shape (d_in,), or None
-        What the input has to be divided by.
-    rounded : list of OnGrid, or None
-        The new weights with their grids, from quantizers.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import Solution
-    >>> solution = Solution([torch.zeros(2, 4)])
-    >>> solution.scale is None, solution.rounded is None
-    (True, True)
-    """
-
-    weights: list[Tensor]
-    scale: Tensor | None = None
-    rounded: list[OnGrid] | None = None
-
-
-def _on_grid(rounded: list[OnGrid], scale: Tensor | None = None) -> Solution:
-    return Solution([each.values for each in rounded], scale, rounded)
-
-
-def _magnitude(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution([magnitude(W, spec) for W in problem.weights])
-
-
-def _rtn(problem: Problem, spec: QuantSpec) -> Solution:
-    return _on_grid([rtn_on_grid(W, spec) for W in problem.weights])
-
-
-def _wanda(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution([wanda(W, problem.statistics, spec) for W in problem.weights])
-
-
-def _ria(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution([ria(W, problem.statistics, spec) for W in problem.weights])
-
-
-def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
-    return Solution(sparsegpt_stacked(problem.weights, problem.statistics, spec, problem.layers[0]))
-
-
-def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
-    # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    zeros = zeros_to_keep(problem.weights, spec)
-    stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
-    return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
-
-
-def _awq(problem: Problem, spec: QuantSpec) -> Solution:
-    producer = problem.group.producer
-    rounded, scale = awq_on_grid(
-        problem.weights,
-        problem.statistics,
-        spec,
-        scalable=producer is not None,
-        rows=producer.rows(problem.config) if producer and producer.rows else None,
-        clipped=[name not in problem.group.unclipped for name in problem.group.layers],
-    )
-    return _on_grid(rounded, scale)
-
-
-AFTER_NORM = ("attn_in", "mlp_in")
-"""Inputs whose producer, where there is one, is a norm."""
-
-
-def _smoothquant(problem: Problem, spec: SmoothQuantSpec) -> Solution:
-    producer = problem.group.producer
-    rounded, scale = smoothquant_on_grid(
-        problem.weights,
-        problem.statistics,
-        spec,
-        layer=problem.layers[0],
-        scalable=producer is not None and (spec.smooth == "all" or problem.group.name in AFTER_NORM),
-        rows=producer.rows(problem.config) if producer and producer.rows else None,
-    )
-    return _on_grid(rounded, scale)
-
-
-def _joint_lowrank(problem: Problem, spec: LowRankSpec) -> Solution:
-    weights = list(problem.weights)
-    joined = [i for i, layer in enumerate(problem.group.layers) if layer in problem.group.joined]
-    if joined:
-        for i, low in zip(joined, joint_lowrank([weights[i] for i in joined], spec), strict=True):
-            weights[i] = low
-    return Solution(weights)
-
-
-Solver = Callable[[Problem, Any], Solution]
-"""What a method is: it solves a :class:`Problem` as a specification of its own class says."""
-
-SOLVERS: dict[str, Solver] = {
-    "magnitude": _magnitude,
-    "rtn": _rtn,
-    "wanda": _wanda,
-    "ria": _ria,
-    "sparsegpt": _sparsegpt,
-    "gptq": _gptq,
-    "awq": _awq,
-    "smoothquant": _smoothquant,
-    "joint_lowrank": _joint_lowrank,
-}
-
-
-def register_method(name: str, kind: type[Spec] = PruneSpec, *, revision: int = 1) -> Callable[[Solver], Solver]:
-    """Enter a method of your own; a decorator of the function that solves one :class:`Problem`.
-
-    Parameters
-    ----------
-    name : str
-        As :func:`method_spec` and the command line take it.
-    kind : type
-        Class of its specifications: :class:`PruneSpec`, :class:`QuantSpec`, or a subclass with options of its own.
-        Pruners and quantizers are told apart by it. Results are kept apart by all of its fields, and Gram matrices are
-        gathered, since only the method knows what it reads.
-    revision : int
-        Raise it when the method's numbers change: stored results that used it are then computed again.
-
-    Returns
-    -------
-    callable
-        The decorator, which returns the function as it is.
-
-    Raises
-    ------
-    SpecError
-        If there is a method of that name.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import Solution, compress, method_spec, register_method
-    >>> from cola_lib.compress.masks import prune_mask
-    >>> from cola_lib.models import tiny_model
-    >>> @register_method("quiet")
-    ... def quiet(problem, spec):
-    ...     norm = problem.statistics.input_norm()  # of inputs alone, whatever their weights
-    ...     masks = [prune_mask(norm.expand_as(W), spec, per_row=True) for W in problem.weights]
-    ...     return Solution([W.masked_fill(mask, 0) for W, mask in zip(problem.weights, masks)])
-    >>> lm = tiny_model()
-    >>> calibration = random_tokens_set(lm.tokenizer, 2, 16)
-    >>> compress(lm, method_spec("quiet", sparsity=0.25), calibration, progress=False).sparsity
-    0.25
-    """
-
-    def entered(solve: Solver) -> Solver:
-        enter(name, kind)
-        REVISIONS[name] = revision
-        SOLVERS[name] = solve
-        return solve
-
-    return entered
 
 
 def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig) -> Tensor:
@@ -442,7 +227,7 @@ def compress_block(
     statistics : mapping of str to InputStatistics, or None
         By input group. :class:`~cola_lib.statistics.ChannelStatistics` are enough for a method that reads no Gram
         matrix, without ``layer_errors``, and ``None`` is enough for methods that read no data.
-    spec : PruneSpec or QuantSpec
+    spec : Spec
         With its group size settled.
     architecture : Architecture
         The model type's row.
@@ -497,7 +282,7 @@ def compress_block(
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
         began = time.perf_counter()
         problem = Problem(weights, layers, stats, group, config)
-        solved, scale, rounded = SOLVERS[spec.method](problem, spec)
+        solved, scale, rounded = spec.solve(problem)
         own = stats if layer_errors else None
         measures = [
             _measures(layer, W, new, scale, own, on_targets)

@@ -3,16 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cola_lib.compress.grid import Grid, fit_grid, grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
-from cola_lib.compress.specs import QuantSpec
+from cola_lib.compress.specs import METHODS, SILENT, SINCE, Problem, QuantSpec, Solution, positive
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
 from cola_lib.statistics import InputStatistics
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class GPTQ(QuantSpec):
+    """GPTQ: round column by column, and let the weights still to be rounded make up for the error.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; -1 for whole rows, ``None`` for the largest that fits up to 128.
+    symmetric : bool
+        Zero point fixed at the middle of the range, instead of fitted.
+    act_bits : int or None
+        Bits, 2 to 8, of each activation; ``None`` leaves activations as they are.
+    act_strategy : {"token", "tensor"}
+        What shares a range of activations.
+    damp : float
+        Share of the mean diagonal that is added to the Hessian's diagonal.
+    act_order : bool
+        Quantize columns by falling Hessian diagonal.
+    static_groups : bool
+        Fit every group's scale to the untouched weights, over neighbouring columns, before the sweep. With
+        ``act_order`` this keeps groups contiguous, which fast kernels need.
+    block_size : int
+        Columns after which the update of the rest is applied. It changes speed, not results.
+    keep_zeros : bool or None
+        Keep weights at zero that are zero, and with them an N:M pattern. ``None`` does so in layers where at
+        least 5 % of the weights are zero, as they are after pruning.
+
+    References
+    ----------
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+    arXiv 2210.17323.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import GPTQ
+    >>> GPTQ(bits=3, act_order=True).label
+    'gptq 3-bit act-order'
+    """
+
+    method: ClassVar[str] = "gptq"
+
+    damp: float = 0.01
+    act_order: bool = False
+    static_groups: bool = False
+    block_size: int = field(default=128, metadata=SILENT)
+    keep_zeros: bool | None = field(default=None, metadata=SINCE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("damp", self.damp)
+        positive("block_size", self.block_size)
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and figures, for example ``"gptq 3-bit act-order"``."""
+        return super().label + (" act-order" if self.act_order else "")
+
+    def solve(self, problem: Problem) -> Solution:
+        """Round the layers in one sweep over the columns of their common input: rows do not depend on each other."""
+        zeros = zeros_to_keep(problem.weights, self)
+        stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, self, problem.layers[0], zeros)
+        return Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
 
 
 def _largest_divisor(n: int, at_most: int) -> int:
@@ -34,14 +102,14 @@ SPARSE = 0.05
 """Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
 
 
-def zeros_to_keep(weights: Sequence[Tensor], spec: QuantSpec) -> Tensor | None:
+def zeros_to_keep(weights: Sequence[Tensor], spec: GPTQ) -> Tensor | None:
     """Mark the zeros that stay zero, in layers that read one input.
 
     Parameters
     ----------
     weights : sequence of Tensor of shape (d_out_i, d_in)
         Weights of the layers.
-    spec : QuantSpec
+    spec : GPTQ
         ``keep_zeros`` decides.
 
     Returns
@@ -94,7 +162,7 @@ def _fit(group: Tensor, zeros: Sequence[Tensor], bits: int, symmetric: bool) -> 
     return fit_grid(*group.aminmax(dim=0), bits, symmetric)
 
 
-def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer") -> Tensor:
+def gptq(W: Tensor, stats: InputStatistics, spec: GPTQ, layer: str = "layer") -> Tensor:
     """Quantize column by column, moving each column's rounding error onto those to come.
 
     Parameters
@@ -103,7 +171,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
         Weight of a linear layer.
     stats : InputStatistics
         Statistics of the layer's input; all of ``gram`` is read.
-    spec : QuantSpec
+    spec : GPTQ
         Bits, group size, symmetry, ``damp``, ``act_order``, ``static_groups``, ``block_size`` and ``keep_zeros``.
     layer : str
         Name for error messages.
@@ -127,7 +195,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
     groups: at 2 bits, the paper's order has up to 3 % more layer error than the released one.
 
     The zeros of a pruned layer stay zero, as in llm-compressor: see ``keep_zeros`` of
-    :class:`~cola_lib.compress.QuantSpec`. They are treated as SparseGPT treats what it prunes: the compensation
+    :class:`~cola_lib.compress.GPTQ`. They are treated as SparseGPT treats what it prunes: the compensation
     that would fall on them moves on to later columns.
 
     With ``act_order`` and without ``static_groups`` a group is ``group_size`` columns that follow one
@@ -155,7 +223,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer
 
 
 def gptq_on_grid(
-    W: Tensor, stats: InputStatistics, spec: QuantSpec, layer: str = "layer", zeros: Tensor | None = None
+    W: Tensor, stats: InputStatistics, spec: GPTQ, layer: str = "layer", zeros: Tensor | None = None
 ) -> OnGrid:
     """Like :func:`gptq`, with the grid.
 
@@ -165,7 +233,7 @@ def gptq_on_grid(
         Weight of a linear layer.
     stats : InputStatistics
         Statistics of the layer's input.
-    spec : QuantSpec
+    spec : GPTQ
         As for :func:`gptq`.
     layer : str
         Name for error messages.

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from cola_lib.compress.masks import prune_mask
-from cola_lib.compress.specs import PruneSpec
+from cola_lib.compress.specs import METHODS, Problem, PruneSpec, Solution
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class Magnitude(PruneSpec):
+    """Magnitude pruning: remove the smallest weights of each layer, without calibration data.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of weights removed, in [0, 1]. An N:M pattern determines it.
+    pattern : (int, int) or None
+        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import Magnitude
+    >>> Magnitude(sparsity=0.5).label
+    'magnitude 50%'
+    """
+
+    method: ClassVar[str] = "magnitude"
+    reads_gram: ClassVar[bool] = False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads calibration data: it does not."""
+        return False
+
+    def solve(self, problem: Problem) -> Solution:
+        """Prune each layer by itself."""
+        return Solution([magnitude(W, self) for W in problem.weights])
 
 
 def magnitude(W: Tensor, spec: PruneSpec) -> Tensor:

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from cola_lib.compress.grid import Grid, grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
-from cola_lib.compress.specs import QuantSpec
+from cola_lib.compress.specs import METHODS, Problem, QuantSpec, Solution
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class RTN(QuantSpec):
+    """Round to nearest: quantize each weight by itself, without calibration data.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; -1 for whole rows, ``None`` for the largest that fits up to 128.
+    symmetric : bool
+        Zero point fixed at the middle of the range, instead of fitted.
+    act_bits : int or None
+        Bits, 2 to 8, of each activation; ``None`` leaves activations as they are.
+    act_strategy : {"token", "tensor"}
+        What shares a range of activations. With ``"tensor"`` the method reads calibration data.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import RTN
+    >>> RTN(bits=8, act_bits=8).label
+    'rtn W8A8'
+    """
+
+    method: ClassVar[str] = "rtn"
+    reads_gram: ClassVar[bool] = False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads calibration data: only for a fixed range of activations."""
+        return self.fixed_range
+
+    def solve(self, problem: Problem) -> Solution:
+        """Round each layer by itself."""
+        return Solution.on_grid([rtn_on_grid(W, self) for W in problem.weights])
 
 
 def rtn(W: Tensor, spec: QuantSpec) -> Tensor:

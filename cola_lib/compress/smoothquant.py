@@ -2,19 +2,97 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from cola_lib.compress.awq import units
 from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn_on_grid
-from cola_lib.compress.specs import QuantSpec, SmoothQuantSpec
-from cola_lib.errors import DataError, NumericsError, SpecError
+from cola_lib.compress.specs import METHODS, Problem, QuantSpec, Solution
+from cola_lib.errors import DataError, NumericsError, SpecError, UnknownNameError
 from cola_lib.models import InputRounding
 from cola_lib.statistics.inputs import ChannelSums
 
 LEAST = 1e-5
 """Bound of the reference on weights' maxima and on scales, from below; on scales, here, relative to the typical one."""
+
+
+AFTER_NORM = ("attn_in", "mlp_in")
+"""Inputs whose producer, where there is one, is a norm."""
+
+SMOOTHED = ("all", "norms")
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class SmoothQuant(QuantSpec):
+    """SmoothQuant: move outliers from activations into weights, then round both.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of each weight, 2 to 8.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; -1, the default, for whole rows.
+    symmetric : bool
+        Zero point fixed at the middle of the range, instead of fitted.
+    act_bits : int
+        Bits of each activation, 2 to 8.
+    act_strategy : {"token", "tensor"}
+        What shares a range of activations.
+    alpha : float
+        Migration strength, in [0, 1]: how much of the activations' outliers the weights take over.
+    smooth : {"all", "norms"}
+        Which inputs are smoothed: all whose scale the module before them can take up, or of these only those that
+        follow a norm, as in the reference.
+
+    References
+    ----------
+    Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+    arXiv 2211.10438.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import SmoothQuant
+    >>> spec = SmoothQuant(alpha=0.8)
+    >>> spec.label, spec.act_bits
+    ('smoothquant W8A8', 8)
+    """
+
+    method: ClassVar[str] = "smoothquant"
+    reads_gram: ClassVar[bool] = False
+
+    bits: int = 8
+    group_size: int | None = -1
+    symmetric: bool = True
+    act_bits: int | None = 8
+    alpha: float = 0.5
+    smooth: str = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.act_bits is None:
+            raise SpecError("smoothquant is for rounding activations: give act_bits, or take rtn for the weights alone")
+        if not 0 <= self.alpha <= 1:
+            raise SpecError(f"alpha is a number between 0 and 1, not {self.alpha:g}")
+        if self.smooth not in SMOOTHED:
+            raise UnknownNameError("smooth", self.smooth, SMOOTHED)
+
+    def solve(self, problem: Problem) -> Solution:
+        """Smooth and round the layers together; what produces their input takes up the inverse scale."""
+        producer = problem.group.producer
+        rounded, scale = smoothquant_on_grid(
+            problem.weights,
+            problem.statistics,
+            self,
+            layer=problem.layers[0],
+            scalable=producer is not None and (self.smooth == "all" or problem.group.name in AFTER_NORM),
+            rows=producer.rows(problem.config) if producer and producer.rows else None,
+        )
+        return Solution.on_grid(rounded, scale)
 
 
 def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | None = None) -> Tensor:
@@ -68,7 +146,7 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
 def smoothquant(
     weights: list[Tensor],
     stats: ChannelSums,
-    spec: SmoothQuantSpec,
+    spec: SmoothQuant,
     *,
     layer: str,
     scalable: bool = True,
@@ -82,7 +160,7 @@ def smoothquant(
         Weights of the layers.
     stats : InputStatistics or ChannelStatistics
         Statistics of their common input; only ``abs_max`` is read.
-    spec : SmoothQuantSpec
+    spec : SmoothQuant
         Bits, group size, symmetry and ``alpha``.
     layer : str
         Name for error messages.
@@ -133,7 +211,7 @@ def smoothquant(
 def smoothquant_on_grid(
     weights: list[Tensor],
     stats: ChannelSums,
-    spec: SmoothQuantSpec,
+    spec: SmoothQuant,
     *,
     layer: str,
     scalable: bool = True,

@@ -4,15 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cola_lib.compress.masks import count, lowest_of_pattern, lowest_overall
-from cola_lib.compress.specs import PruneSpec
+from cola_lib.compress.specs import METHODS, Problem, PruneSpec, Solution, positive
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
 from cola_lib.errors import SpecError
 from cola_lib.statistics import InputStatistics
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class SparseGPT(PruneSpec):
+    """SparseGPT: remove the weights of least predicted loss, and update the others to make up for it.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of weights removed, in [0, 1]. An N:M pattern determines it.
+    pattern : (int, int) or None
+        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
+    damp : float
+        Share of the mean diagonal that is added to the Hessian's diagonal.
+    block_size : int
+        Columns whose mask is chosen together.
+
+    References
+    ----------
+    Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", arXiv 2301.00774.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import SparseGPT
+    >>> SparseGPT(pattern=(2, 4), damp=0.1).label
+    'sparsegpt 2:4'
+    """
+
+    method: ClassVar[str] = "sparsegpt"
+
+    damp: float = 0.01
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("damp", self.damp)
+        positive("block_size", self.block_size)
+        if self.pattern is not None and self.block_size % self.pattern[1]:
+            raise SpecError(f"block_size {self.block_size} is no multiple of the pattern's {self.pattern[1]}")
+
+    def solve(self, problem: Problem) -> Solution:
+        """Prune the layers in one sweep over their common input; each keeps its own share of weights."""
+        return Solution(sparsegpt_stacked(problem.weights, problem.statistics, self, problem.layers[0]))
 
 
 @dataclass(frozen=True)
@@ -36,7 +81,7 @@ def _score(V: Tensor, pivots: Tensor) -> Tensor:
     return (V / pivots[:, None]).square_()
 
 
-def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "layer") -> Tensor:
+def sparsegpt(W: Tensor, stats: InputStatistics, spec: SparseGPT, layer: str = "layer") -> Tensor:
     """Prune by predicted loss, and update the kept weights to make up for it.
 
     Parameters
@@ -45,7 +90,7 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
         Weight of a linear layer.
     stats : InputStatistics
         Statistics of the layer's input; all of ``gram`` is read.
-    spec : PruneSpec
+    spec : SparseGPT
         Sparsity or an N:M pattern, ``damp``, and ``block_size``: the columns whose mask is chosen together.
     layer : str
         Name for error messages.
@@ -89,7 +134,7 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: PruneSpec, layer: str = "
 
 
 def sparsegpt_stacked(
-    weights: Sequence[Tensor], stats: InputStatistics, spec: PruneSpec, layer: str = "layers"
+    weights: Sequence[Tensor], stats: InputStatistics, spec: SparseGPT, layer: str = "layers"
 ) -> list[Tensor]:
     """Prune layers that read one input in one sweep over its columns; each keeps its own share of weights.
 

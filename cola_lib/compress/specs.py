@@ -1,79 +1,234 @@
-"""What to do to a model, as plain frozen data: a method and its strength."""
+"""What a method is: a frozen specification of its strength, and ``solve``, its mathematics for one input of a block."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from cola_lib.errors import SpecError, UnknownNameError
+from torch import Tensor
+
+from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.plain import misfit
-from cola_lib.revisions import revisions
+from cola_lib.registry import Registry, revisions
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from cola_lib.compress.quantized import OnGrid
+    from cola_lib.models import InputGroup
+    from cola_lib.statistics import InputStatistics
+
+METHODS: Registry[type[Spec]] = Registry("method", named="method", revised=True)
+"""Class of every method's specification, by the method's name; ``METHODS.register`` adds to it."""
+
+ACT_STRATEGIES = ("token", "tensor")
+
+SINCE: Mapping[str, str] = {"key": "since"}
+"""Metadata of a field that was added later: at its default it is left out of keys, so that stored results are found."""
+
+SILENT: Mapping[str, str] = {"key": "never"}
+"""Metadata of a field that does not change the numbers, and so is never in a key."""
 
 
 @dataclass(frozen=True)
-class PruneSpec:
-    """How to prune.
+class Problem:
+    """The layers that read one input, ready to be solved together.
 
     Parameters
     ----------
-    method : {"magnitude", "wanda", "ria", "sparsegpt"}
-        The method.
-    sparsity : float
-        Share of weights removed, in [0, 1]. For an N:M pattern it follows from the pattern.
-    pattern : (int, int) or None
-        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
-    damp : float
-        SparseGPT: share of the mean diagonal that is added to the Hessian's diagonal.
-    block_size : int
-        SparseGPT: columns whose mask is chosen together.
-    exponent : float
-        RIA: power of the input norm; 0 leaves the inputs out.
+    weights : list of Tensor of shape (d_out_i, d_in), float32
+        Their weights.
+    layers : list of str
+        Their qualified names.
+    stats : InputStatistics, ChannelStatistics or None
+        Of their input: channel by channel where the method reads no more, and nobody asked for errors.
+    group : InputGroup
+        Their row in the architecture table.
+    config : PretrainedConfig
+        The model's.
 
     Examples
     --------
-    >>> from cola_lib.compress import PruneSpec
-    >>> PruneSpec("wanda", sparsity=0.6).label
+    >>> from cola_lib.compress import Problem
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> group = lm.architecture.groups[0]
+    >>> weights = [lm.blocks[0].get_submodule(layer).weight.float() for layer in group.layers]
+    >>> problem = Problem(weights, list(group.layers), None, group, lm.model.config)
+    >>> [tuple(W.shape) for W in problem.weights]
+    [(32, 32), (16, 32), (16, 32)]
+    """
+
+    weights: list[Tensor]
+    layers: list[str]
+    stats: InputStatistics | None
+    group: InputGroup
+    config: PretrainedConfig
+
+    @property
+    def statistics(self) -> InputStatistics:
+        """Statistics of the input, for methods that read them."""
+        if self.stats is None:
+            raise DataError(f"{self.layers[0]}: the method reads calibration data, and no statistics were given")
+        return self.stats
+
+
+class Solution(NamedTuple):
+    """What a method found for the layers that read one input.
+
+    Attributes
+    ----------
+    weights : list of Tensor of shape (d_out_i, d_in), float32
+        New weights.
+    scale : Tensor of shape (d_in,), or None
+        What the input has to be divided by.
+    rounded : list of OnGrid, or None
+        The new weights with their grids, from quantizers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import Solution
+    >>> solution = Solution([torch.zeros(2, 4)])
+    >>> solution.scale is None, solution.rounded is None
+    (True, True)
+    """
+
+    weights: list[Tensor]
+    scale: Tensor | None = None
+    rounded: list[OnGrid] | None = None
+
+    @classmethod
+    def on_grid(cls, rounded: list[OnGrid], scale: Tensor | None = None) -> Solution:
+        """Make the solution of a quantizer."""
+        return cls([each.values for each in rounded], scale, rounded)
+
+
+@dataclass(frozen=True)
+class Spec(ABC):
+    """A compression method and its options: the base of all specifications.
+
+    A method is a subclass, a frozen dataclass whose fields are its options, with ``solve``. Enter it with
+    ``METHODS.register``.
+
+    Attributes
+    ----------
+    method : str
+        Name of the method.
+    kind : str
+        What it does, for messages: pruning, quantization or factorization.
+    revision : int
+        Raise it when the method's numbers change: stored results that used it are then computed again.
+    reads_gram : bool
+        Whether the method reads whole Gram matrices, and not only sums over each channel.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar
+    >>> from cola_lib.compress import METHODS, PruneSpec, Solution, compress, method_spec
+    >>> from cola_lib.compress.masks import prune_mask
+    >>> @METHODS.register
+    ... @dataclass(frozen=True)
+    ... class Quiet(PruneSpec):
+    ...     method: ClassVar[str] = "quiet"
+    ...     def solve(self, problem):
+    ...         norm = problem.statistics.input_norm()  # of inputs alone, whatever their weights
+    ...         masks = [prune_mask(norm.expand_as(W), self, per_row=True) for W in problem.weights]
+    ...         return Solution([W.masked_fill(mask, 0) for W, mask in zip(problem.weights, masks)])
+    >>> compress(lm, method_spec("quiet", sparsity=0.25), rows, progress=False).sparsity
+    0.25
+    """
+
+    method: ClassVar[str]
+    kind: ClassVar[str] = "compression"
+    revision: ClassVar[int] = 1
+    reads_gram: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if wrong := misfit(type(self), {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}):
+            raise SpecError(f"{self.method}: {wrong}")
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution:
+        """Find new weights for the layers that read one input.
+
+        Parameters
+        ----------
+        problem : Problem
+            Their weights, and the statistics of their input.
+
+        Returns
+        -------
+        Solution
+        """
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads calibration data."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and figures."""
+        return self.method
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for a fingerprint."""
+        used = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata != SILENT and not (field.metadata == SINCE and getattr(self, field.name) == field.default)
+        }
+        return {"method": self.method, **used, "revisions": revisions(self.method)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, as plain data."""
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+    def for_widths(self, widths: set[int]) -> Spec:
+        """Check the options against the widths of a model's layers, and settle what depends on them."""
+        return self
+
+
+@dataclass(frozen=True)
+class PruneSpec(Spec):
+    """A method that removes weights: the base of all pruners.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of weights removed, in [0, 1]. An N:M pattern determines it.
+    pattern : (int, int) or None
+        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import SparseGPT, Wanda
+    >>> Wanda(sparsity=0.6).label
     'wanda 60%'
-    >>> PruneSpec("sparsegpt", pattern=(2, 4)).sparsity
+    >>> SparseGPT(pattern=(2, 4)).sparsity
     0.5
     """
 
-    method: str
+    kind: ClassVar[str] = "pruning"
+
     sparsity: float = 0.5
     pattern: tuple[int, int] | None = None
-    damp: float = 0.01
-    block_size: int = 128
-    exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_method(self)
+        super().__post_init__()
         if self.pattern is not None:
             n, m = self.pattern
             if not 0 <= n <= m or m < 1:
                 raise SpecError(f"pattern {n}:{m} keeps {n} of {m} weights; use N:M with 0 <= N <= M, as in 2:4")
             object.__setattr__(self, "sparsity", 1 - n / m)
-            if self.method == "sparsegpt" and self.block_size % m:
-                raise SpecError(f"block_size {self.block_size} is no multiple of the pattern's {m}")
         if not 0 <= self.sparsity <= 1:
             raise SpecError(f"sparsity is a share between 0 and 1, not {self.sparsity:g}")
-        _positive("damp", self.damp)
-        _positive("block_size", self.block_size)
-        if self.exponent < 0:
-            raise SpecError(f"exponent must not be below 0, and is {self.exponent:g}")
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the method reads calibration data."""
-        return self.method != "magnitude"
-
-    @property
-    def reads_gram(self) -> bool:
-        """Whether the method reads whole Gram matrices, and not only sums of each channel."""
-        return self.method == "sparsegpt" or _registered(self.method)
 
     @property
     def label(self) -> str:
@@ -81,24 +236,22 @@ class PruneSpec:
         strength = f"{self.pattern[0]}:{self.pattern[1]}" if self.pattern else f"{100 * self.sparsity:g}%"
         return f"{self.method} {strength}"
 
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
-        used = {"method", "sparsity", "pattern"}
-        if self.method == "sparsegpt":
-            used |= {"damp", "block_size"}
-        if self.method == "ria":
-            used |= {"exponent"}
-        return _key(self, used)
+    def for_widths(self, widths: set[int]) -> PruneSpec:
+        """Refuse a pattern that does not divide the widths of all layers."""
+        if self.pattern is not None:
+            n, m = self.pattern
+            bad = sorted(width for width in widths if width % m)
+            if bad:
+                raise SpecError(f"pattern {n}:{m} does not fit layers of width {', '.join(map(str, bad))}")
+        return self
 
 
 @dataclass(frozen=True)
-class QuantSpec:
-    """How to quantize weights, and with ``act_bits`` the activations that they multiply.
+class QuantSpec(Spec):
+    """A method that rounds weights, and with ``act_bits`` activations too: the base of all quantizers.
 
     Parameters
     ----------
-    method : {"rtn", "gptq", "awq"}
-        The method; for ``"smoothquant"`` see :class:`SmoothQuantSpec`.
     bits : int
         Bits of each weight, 2 to 8.
     group_size : int or None
@@ -106,113 +259,60 @@ class QuantSpec:
         divisor of all the model's input widths that is at most 128: see :meth:`for_widths`.
     symmetric : bool
         Zero point fixed at the middle of the range, instead of fitted.
-    damp : float
-        GPTQ: share of the mean diagonal that is added to the Hessian's diagonal.
-    act_order : bool
-        GPTQ: quantize columns by falling Hessian diagonal.
-    static_groups : bool
-        GPTQ: fit every group's scale to the untouched weights, over neighbouring columns, before the sweep. With
-        ``act_order`` this keeps groups contiguous, which fast kernels need.
-    block_size : int
-        GPTQ: columns after which the update of the rest is applied.
-    n_grid : int
-        AWQ: exponents tried between 0 and 1.
-    duo_scaling : bool
-        AWQ: beside scales that only rise with the size of a channel's inputs, also try such as fall with that of its
-        weights. It takes twice the search.
-    clip : bool
-        AWQ: also search for a smaller range per group.
     act_bits : int or None
         Bits, 2 to 8, to which the inputs of the quantized layers are rounded whenever the compressed model runs, to a
         symmetric grid. ``None`` leaves them as they are.
     act_strategy : {"token", "tensor"}
-        What shares a step of that grid: a token, as it comes; or all tokens of a layer's input, with the range that
-        calibration saw.
-    keep_zeros : bool or None
-        GPTQ: keep weights at zero that are zero, and with them an N:M pattern. ``None`` does so in layers where at
-        least 5 % of the weights are zero, as they are after pruning. The other methods round zero to zero anyway.
+        Range of that grid: of each token, as it comes, or of each layer's input, as seen in calibration.
 
     Examples
     --------
-    >>> from cola_lib.compress import QuantSpec
-    >>> spec = QuantSpec("gptq", bits=3, act_order=True)
+    >>> from cola_lib.compress import GPTQ
+    >>> spec = GPTQ(bits=3, act_order=True)
     >>> spec.label, spec.for_widths({576, 1536}).group_size
     ('gptq 3-bit act-order', 96)
     """
 
-    method: str
+    kind: ClassVar[str] = "quantization"
+
     bits: int = 4
     group_size: int | None = None
     symmetric: bool = False
-    damp: float = 0.01
-    act_order: bool = False
-    static_groups: bool = False
-    block_size: int = 128
-    n_grid: int = 20
-    duo_scaling: bool = False
-    clip: bool = True
     act_bits: int | None = None
     act_strategy: str = "token"
-    keep_zeros: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_method(self)
+        super().__post_init__()
         if not 2 <= self.bits <= 8:
             raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
         if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
             raise SpecError(f"group_size is positive, or -1 for whole rows, not {self.group_size}")
-        _positive("damp", self.damp)
-        _positive("block_size", self.block_size)
-        _positive("n_grid", self.n_grid)
         if self.act_bits is not None and not 2 <= self.act_bits <= 8:
             raise SpecError(f"act_bits is a whole number from 2 to 8, or left out, not {self.act_bits}")
         if self.act_strategy not in ACT_STRATEGIES:
             raise UnknownNameError("act_strategy", self.act_strategy, ACT_STRATEGIES)
 
     @property
-    def calibrated(self) -> bool:
-        """Whether the method reads calibration data."""
-        return self.method != "rtn" or self.fixed_range
-
-    @property
-    def reads_gram(self) -> bool:
-        """Whether the method reads whole Gram matrices, and not only sums of each channel."""
-        return self.method in ("gptq", "awq") or _registered(self.method)
-
-    @property
     def fixed_range(self) -> bool:
-        """Whether activations are rounded within the range that calibration saw."""
+        """Whether activations are rounded within the range seen in calibration."""
         return self.act_bits is not None and self.act_strategy == "tensor"
 
     @property
     def label(self) -> str:
-        """Short name for tables and figures, for example ``"gptq 3-bit"``, ``"gptq 3-bit act-order"``, ``"rtn W8A8"``.
+        """Short name for tables and figures, for example ``"gptq 3-bit"`` or ``"rtn W8A8"``.
 
-        ``W8A8`` are bits of weights and activations; ``static`` stands behind it where ranges are those of calibration.
+        ``W8A8`` are bits of weights and activations; ``static`` follows where ranges are those of calibration.
         """
-        ordered = " act-order" if self.method == "gptq" and self.act_order else ""
         if self.act_bits is None:
-            return f"{self.method} {self.bits}-bit{ordered}"
-        return f"{self.method} W{self.bits}A{self.act_bits}{' static' if self.fixed_range else ''}{ordered}"
+            return f"{self.method} {self.bits}-bit"
+        return f"{self.method} W{self.bits}A{self.act_bits}{' static' if self.fixed_range else ''}"
 
     def key(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
-        used = {"method", "bits", "group_size", "symmetric"}
-        if self.method == "gptq":
-            used |= {"damp", "act_order", "static_groups"}
-            if self.keep_zeros is not None:  # as below: no choice, no other key
-                used.add("keep_zeros")
-        if self.method == "awq":
-            used |= {"n_grid", "clip"}
-            if self.duo_scaling:  # specifications without it keep the keys that they had before there was a choice
-                used.add("duo_scaling")
-        return self._with_activations(used)
-
-    def _with_activations(self, used: set[str]) -> dict[str, Any]:
-        """Add what activations are rounded to, if they are: specifications that leave them alone keep their keys."""
-        if self.act_bits is None:
-            return _key(self, used)
-        return _key(self, used | {"act_bits", "act_strategy"}, "input_rounding")
+        """Everything that decides the numbers, for a fingerprint."""
+        key = super().key()
+        if self.act_bits is None:  # such specifications keep the keys from before activations could be rounded
+            return {name: value for name, value in key.items() if name not in ("act_bits", "act_strategy")}
+        return key | {"revisions": revisions(self.method, "input_rounding")}
 
     @property
     def settled_group_size(self) -> int:
@@ -251,185 +351,10 @@ class QuantSpec:
         return self
 
 
-@dataclass(frozen=True)
-class SmoothQuantSpec(QuantSpec):
-    """How to quantize weights and activations after moving outliers from these into those.
-
-    Parameters
-    ----------
-    method : {"smoothquant"}
-        The method.
-    bits : int
-        Bits of each weight, 2 to 8.
-    group_size : int or None
-        As in :class:`QuantSpec`; by default a row of the weight, which is an output channel, shares a scale.
-    symmetric : bool
-        As in :class:`QuantSpec`; true by default.
-    act_bits : int
-        Bits of each activation, 2 to 8.
-    act_strategy : {"token", "tensor"}
-        As in :class:`QuantSpec`.
-    alpha : float
-        Migration strength, in [0, 1]: how much of the activations' outliers the weights take over.
-    smooth : {"all", "norms"}
-        Which inputs are smoothed: all that something before them can take up the scale of, or of these only those that
-        follow a norm, as in the reference.
-    damp, act_order, static_groups, block_size, n_grid, duo_scaling, clip, keep_zeros
-        Not read.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import SmoothQuantSpec
-    >>> spec = SmoothQuantSpec(alpha=0.8)
-    >>> spec.label, spec.act_bits
-    ('smoothquant W8A8', 8)
-    """
-
-    method: str = "smoothquant"
-    bits: int = 8
-    group_size: int | None = -1
-    symmetric: bool = True
-    act_bits: int | None = 8
-    alpha: float = 0.5
-    smooth: str = "all"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.act_bits is None:
-            raise SpecError("smoothquant is for rounding activations: give act_bits, or take rtn for the weights alone")
-        if not 0 <= self.alpha <= 1:
-            raise SpecError(f"alpha is a number between 0 and 1, not {self.alpha:g}")
-        if self.smooth not in SMOOTHED:
-            raise UnknownNameError("smooth", self.smooth, SMOOTHED)
-
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for a fingerprint: nothing that the method does not read."""
-        return self._with_activations({"method", "bits", "group_size", "symmetric", "alpha", "smooth"})
-
-
-@dataclass(frozen=True)
-class LowRankSpec:
-    """How to factorize.
-
-    Parameters
-    ----------
-    method : {"joint_lowrank"}
-        The method.
-    keep : float
-        Share of the parameters of the factorized layers that is kept, above 0 and at most 1.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import LowRankSpec
-    >>> spec = LowRankSpec(keep=0.5)
-    >>> spec.label, spec.rank(d_out=64, d_in=32)
-    ('joint_lowrank 50%', 10)
-    """
-
-    method: str = "joint_lowrank"
-    keep: float = 0.8
-
-    def __post_init__(self) -> None:
-        _check_method(self)
-        if not 0 < self.keep <= 1:
-            raise SpecError(f"keep is a share above 0 and at most 1, not {self.keep:g}")
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the method reads calibration data: it does not."""
-        return False
-
-    @property
-    def reads_gram(self) -> bool:
-        """Whether the method reads whole Gram matrices: joint_lowrank does not."""
-        return _registered(self.method)
-
-    @property
-    def label(self) -> str:
-        """Short name for tables and figures, for example ``"joint_lowrank 80%"``."""
-        return f"{self.method} {100 * self.keep:g}%"
-
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the numbers, for a fingerprint."""
-        return _key(self, {"method", "keep"})
-
-    def rank(self, d_out: int, d_in: int) -> int:
-        """Rank whose two factors have the share of parameters to keep, at least 1.
-
-        Parameters
-        ----------
-        d_out, d_in : int
-            Shape of the weights that are factorized together.
-        """
-        return max(1, min(d_out, d_in, int(self.keep * d_out * d_in / (d_out + d_in))))
-
-
-Spec = PruneSpec | QuantSpec | LowRankSpec
-
-PRUNERS = ("magnitude", "wanda", "ria", "sparsegpt")
-QUANTIZERS = ("rtn", "gptq", "awq", "smoothquant")
-FACTORIZERS = ("joint_lowrank",)
-ACT_STRATEGIES = ("token", "tensor")
-SMOOTHED = ("all", "norms")
-
-_KINDS: dict[str, type[Spec]] = {
-    **dict.fromkeys(PRUNERS, PruneSpec),
-    **dict.fromkeys(QUANTIZERS, QuantSpec),
-    **dict.fromkeys(FACTORIZERS, LowRankSpec),
-    "smoothquant": SmoothQuantSpec,
-}
-METHODS: Mapping[str, type[Spec]] = MappingProxyType(_KINDS)
-"""Class of specification of every method, by the method's name; :func:`register_method` adds to it."""
-
-
-def enter(method: str, kind: type[Spec]) -> None:
-    """Make a method's name known.
-
-    Parameters
-    ----------
-    method : str
-        Its name.
-    kind : type
-        Class of its specifications.
-
-    Raises
-    ------
-    SpecError
-        If there is one of that name.
-    """
-    if method in _KINDS:
-        raise SpecError(f"there is a method named {method!r} already; take another name")
-    _KINDS[method] = kind
-
-
-def _check_method(spec: Spec) -> None:
-    """Refuse a method that is not known, or is described by another class."""
-    kind = type(spec)
-    own = [name for name, known in METHODS.items() if known is kind]
-    if spec.method in METHODS and spec.method not in own:
-        raise SpecError(
-            f"{spec.method} is no method of {kind.__name__}, which has {', '.join(own)}; method_spec takes the right "
-            "class"
-        )
-    if spec.method not in own:
-        raise UnknownNameError("method", spec.method, own)
-
-
-def _positive(name: str, value: float) -> None:
+def positive(name: str, value: float) -> None:
+    """Refuse a number that is not above 0."""
     if value <= 0:
         raise SpecError(f"{name} must be above 0, not {value:g}")
-
-
-def _registered(method: str) -> bool:
-    """Whether a method is a user's own: only its author knows what it reads, so it is taken to read everything."""
-    return method not in (*PRUNERS, *QUANTIZERS, *FACTORIZERS)
-
-
-def _key(spec: Spec, used: set[str], *algorithms: str) -> dict[str, Any]:
-    values = dataclasses.asdict(spec)
-    if _registered(spec.method):
-        used = set(values)
-    return {name: values[name] for name in sorted(used)} | {"revisions": revisions(spec.method, *algorithms)}
 
 
 def method_spec(method: str, /, **options: Any) -> Spec:
@@ -440,12 +365,11 @@ def method_spec(method: str, /, **options: Any) -> Spec:
     method : str
         One of :data:`METHODS`.
     **options
-        Fields of :class:`PruneSpec`, :class:`QuantSpec`, :class:`SmoothQuantSpec` or :class:`LowRankSpec`. A pattern
-        may be written ``"2:4"``.
+        Fields of its class. A pattern may be written ``"2:4"``.
 
     Returns
     -------
-    PruneSpec, QuantSpec, SmoothQuantSpec or LowRankSpec
+    Spec
         Checked.
 
     Raises
@@ -453,77 +377,24 @@ def method_spec(method: str, /, **options: Any) -> Spec:
     UnknownNameError
         If the method, or an option of it, is not known.
     SpecError
-        If a value is of the wrong kind, or out of range.
+        If a value is of the wrong type, or out of range.
 
     Examples
     --------
     >>> from cola_lib.compress import method_spec
     >>> method_spec("wanda", pattern="2:4").label
     'wanda 2:4'
-    >>> method_spec("gptq", bits=3, group_size=64).label
-    'gptq 3-bit'
     >>> method_spec("smoothquant", alpha=0.8).label
     'smoothquant W8A8'
     """
-    kind = spec_class(method)
-    fields = {field.name for field in dataclasses.fields(kind)} - {"method"}
-    for name in options:
-        if name not in fields:
-            raise UnknownNameError(f"option of {method}", name, fields)
     if isinstance(options.get("pattern"), str):
         options["pattern"] = parse_pattern(options["pattern"])
-    if wrong := misfit(kind, options):
-        raise SpecError(f"{method}: {wrong}")
-    return kind(method, **options)
-
-
-def spec_class(method: str) -> type[Spec]:
-    """Class of a method's specification, whose fields are its options.
-
-    Parameters
-    ----------
-    method : str
-        One of :data:`METHODS`.
-
-    Returns
-    -------
-    type
-        A dataclass.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such method.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import spec_class
-    >>> spec_class("gptq").__name__
-    'QuantSpec'
-    """
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
-    return METHODS[method]
+    spec: Spec = METHODS.make(method, **options)
+    return spec
 
 
 def parse_pattern(text: str) -> tuple[int, int]:
-    """Read an N:M pattern.
-
-    Parameters
-    ----------
-    text : str
-        Such as ``"2:4"``.
-
-    Returns
-    -------
-    (int, int)
-        Weights kept, and weights they are chosen from.
-
-    Raises
-    ------
-    SpecError
-        If the text is not two whole numbers with a colon between.
-    """
+    """Read an N:M pattern, such as ``"2:4"``."""
     n, colon, m = text.partition(":")
     if not (colon and n.isdigit() and m.isdigit()):
         raise SpecError(f"pattern {text!r} is not N:M, such as 2:4")

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from cola_lib.compress.masks import prune_mask
-from cola_lib.compress.specs import PruneSpec
+from cola_lib.compress.specs import METHODS, Problem, PruneSpec, Solution
 from cola_lib.statistics.inputs import ChannelSums
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class Wanda(PruneSpec):
+    """Wanda: remove the weights with the smallest product of magnitude and input norm in each row.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of weights removed, in [0, 1]. An N:M pattern determines it.
+    pattern : (int, int) or None
+        (N, M): in each M consecutive inputs of a row, N weights stay and M − N go.
+
+    References
+    ----------
+    Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import Wanda
+    >>> Wanda(pattern=(2, 4)).label
+    'wanda 2:4'
+    """
+
+    method: ClassVar[str] = "wanda"
+    reads_gram: ClassVar[bool] = False
+
+    def solve(self, problem: Problem) -> Solution:
+        """Prune each layer by itself."""
+        return Solution([wanda(W, problem.statistics, self) for W in problem.weights])
 
 
 def wanda(W: Tensor, stats: ChannelSums, spec: PruneSpec) -> Tensor:

@@ -1,7 +1,7 @@
 """Ways of choosing a calibration set: COLA, its rivals, and one that asks the compression itself."""
 
 from cola_lib.curation.activation import CentroidDistance, OutlierCover, SpectralVolume, greedy_cover, greedy_volume
-from cola_lib.curation.base import STRATEGIES, Brief, Strategy, at_tokens, register, strategy
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, at_tokens, strategy
 from cola_lib.curation.baselines import Random, RandomTokens, ShuffledWords, UniformMix
 from cola_lib.curation.cola import Cola, Coverage, activation_vectors, cover
 from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate, Composition, candidates
@@ -72,7 +72,6 @@ __all__ = [
     "load_target",
     "measure",
     "read_dataset",
-    "register",
     "repeated_ngrams",
     "row_texts",
     "select_streaming",

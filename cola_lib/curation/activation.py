@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cola_lib.activations import moments_probe, peak_probe
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, by_source, register, shares
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, by_source, shares
 from cola_lib.curation.cola import WIDTH, activation_vectors
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.errors import DataError
@@ -28,7 +28,7 @@ REACHED = 0.9
 """A row covers an outlier channel if it reaches this share of the pool's peak there."""
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class CentroidDistance(Strategy):
     """Rows whose states have, in every block, means and deviations nearest to those of the target's texts.
@@ -110,7 +110,7 @@ def in_shares(ranked: dict[str, Sequence[int]], brief: Brief) -> list[int]:
     return list(taken)
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class OutlierCover(Strategy):
     """Rows that together reach the outlier channels of every layer's input, by greedy weighted set cover.
@@ -230,7 +230,7 @@ def greedy_cover(covers: np.ndarray, weights: np.ndarray, n: int) -> list[int]:
     return order
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class SpectralVolume(Strategy):
     """Rows whose activation vectors span the largest volume: greedy log det(I + XᵀX / λ).

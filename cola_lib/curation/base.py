@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -16,9 +16,9 @@ from cola_lib.calibration import CalibrationSet
 from cola_lib.curation.composition import PLAIN, Composition
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.curation.target import Target
-from cola_lib.errors import DataError, SpecError, UnknownNameError
+from cola_lib.errors import DataError, SpecError
 from cola_lib.models import LanguageModel
-from cola_lib.plain import misfit
+from cola_lib.registry import Registry
 
 TARGET_ROWS = 32
 """Rows of each capability's texts that strategies look at."""
@@ -157,10 +157,11 @@ class Strategy(ABC):
     --------
     >>> from dataclasses import dataclass
     >>> from typing import ClassVar
-    >>> from cola_lib.curation import Pool, Strategy, at_tokens
+    >>> from cola_lib.curation import STRATEGIES, Pool, Strategy, at_tokens
     >>> from cola_lib.data import Sample
     >>> from cola_lib.models import tiny_model
-    >>> @dataclass(frozen=True)
+    >>> @STRATEGIES.register
+    ... @dataclass(frozen=True)
     ... class Last(Strategy):
     ...     name: ClassVar[str] = "last"
     ...     def choose(self, brief):
@@ -240,45 +241,14 @@ class Strategy(ABC):
         ]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
+    def key(self) -> dict[str, Any]:
+        """Name, options and revision, for a fingerprint."""
+        own = {"revision": self.revision} if self.revision > 1 else {}  # strategies without one keep their keys
+        return {"strategy": self.name, **asdict(self), **own}
 
-_REGISTRY: dict[str, type[Strategy]] = {}
-STRATEGIES: Mapping[str, type[Strategy]] = _REGISTRY
-"""Every strategy by its name."""
 
-
-def register(cls: type[Strategy]) -> type[Strategy]:
-    """Enter a strategy under its name; a class decorator.
-
-    Parameters
-    ----------
-    cls : type
-        With a ``name`` of its own.
-
-    Returns
-    -------
-    type
-        The class as it is.
-
-    Examples
-    --------
-    >>> from dataclasses import dataclass
-    >>> from typing import ClassVar
-    >>> from cola_lib.curation import Strategy, register, strategy
-    >>> @register
-    ... @dataclass(frozen=True)
-    ... class First(Strategy):
-    ...     name: ClassVar[str] = "first"
-    ...     skip: int = 0
-    ...     def choose(self, brief):
-    ...         rows = brief.rows()
-    ...         return brief.take(rows, range(self.skip, len(rows)))
-    >>> strategy("first", skip=3).label
-    'first(skip=3)'
-    """
-    if cls.name in _REGISTRY:
-        raise SpecError(f"there are two strategies named {cls.name!r}")
-    _REGISTRY[cls.name] = cls
-    return cls
+STRATEGIES: Registry[type[Strategy]] = Registry("strategy")
+"""Class of every strategy by its name; ``STRATEGIES.register`` adds to it."""
 
 
 def strategy(name: str, /, **options: Any) -> Strategy:
@@ -309,16 +279,8 @@ def strategy(name: str, /, **options: Any) -> Strategy:
     >>> strategy("perplexity", order="highest").label
     'perplexity(order=highest)'
     """
-    if name not in STRATEGIES:
-        raise UnknownNameError("strategy", name, STRATEGIES)
-    cls = STRATEGIES[name]
-    known = [option.name for option in fields(cls)]
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"option of strategy {name!r}", option, known)
-    if wrong := misfit(cls, options):
-        raise SpecError(f"strategy {name!r}: {wrong}")
-    return cls(**options)
+    made: Strategy = STRATEGIES.make(name, **options)
+    return made
 
 
 def alternating(parts: Sequence[Sequence[int]]) -> list[int]:

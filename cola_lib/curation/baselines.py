@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from cola_lib.calibration import CalibrationSet, random_tokens_set
-from cola_lib.curation.base import Brief, Strategy, alternating, by_source, register
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, alternating, by_source
 from cola_lib.curation.pool import Rows
 from cola_lib.errors import DataError
 
@@ -26,7 +26,7 @@ def even(brief: Brief, rows: Rows) -> list[int]:
     return alternating([[own[i] for i in brief.shuffled(len(own))] for own in by_source(rows).values()])
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class Random(Strategy):
     """Rows of the pool, drawn uniformly: what the methods' own code does with C4.
@@ -68,7 +68,7 @@ class Random(Strategy):
         return brief.take(rows, [eligible[i] for i in brief.shuffled(len(eligible))])
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class UniformMix(Strategy):
     """The same number of random rows of each source.
@@ -102,7 +102,7 @@ class UniformMix(Strategy):
         return brief.take(rows, even(brief, rows))
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class ShuffledWords(Strategy):
     """An even mixture whose rows have their words in random order: the words without the language.
@@ -148,7 +148,7 @@ class ShuffledWords(Strategy):
         return replace(whole, input_ids=input_ids, attention_mask=mask)
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class RandomTokens(Strategy):
     """Tokens drawn uniformly from the vocabulary: no words, no language.

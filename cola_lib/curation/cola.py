@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cola_lib.activations import Probe, projection_probe
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, by_source, nearest_to_centres, register
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, by_source, nearest_to_centres
 from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN
 from cola_lib.curation.embeddings import embed
 from cola_lib.curation.pool import Pool, Rows
@@ -263,7 +263,7 @@ def projection(
     return taken, {"projection": projection_probe(taken, matrices)}
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class Cola(Strategy):
     """COLA's three stages, each of which can be switched off.

@@ -64,6 +64,10 @@ class Curated:
     texts: tuple[str, ...]
     facts: Mapping[str, Any]
 
+    def save(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a Hugging Face dataset with a card; see :func:`write_dataset`."""
+        write_dataset(self, out, overwrite=overwrite)
+
 
 def describe(rows: CalibrationSet) -> dict[str, Any]:
     """Facts of a set that its tokens alone tell.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, register
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy
 from cola_lib.curation.baselines import even
 from cola_lib.errors import DataError, SpecError
 from cola_lib.evaluate import row_nll
@@ -118,7 +118,7 @@ def _written(brief: Brief, input_ids: Tensor, mask: Tensor, origin: CalibrationS
     )
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class SelfGenerated(Strategy):
     """The model continues the first tokens of texts; the most surprising fifth of what it writes is dropped.
@@ -198,7 +198,7 @@ class SelfGenerated(Strategy):
         return written.take(sorted(kept.tolist()))
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class SelfCalibrated(Strategy):
     """The model writes freely from the beginning-of-sequence token, hotter at first: no text is needed at all.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, alternating, by_source, nearest_to_centres, register
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, alternating, by_source, nearest_to_centres
 from cola_lib.curation.baselines import even
 from cola_lib.curation.embeddings import embed
 from cola_lib.curation.pool import Rows
@@ -20,7 +20,7 @@ MOST_COMPARED = 2000
 """ZipCal compares no more candidates at a step."""
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class TfidfClusters(Strategy):
     """Cluster texts by their words, length and variety of tokens, and take the one nearest to each centre.
@@ -72,7 +72,7 @@ class TfidfClusters(Strategy):
         return brief.take(rows, nearest_to_centres(features, brief.n_samples, brief.seed(), n_init=self.n_init))
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class ZipCal(Strategy):
     """Take the row with the most token types that no row before it has; then spread over the sources.
@@ -187,7 +187,7 @@ def k_centres(vectors: np.ndarray, n: int) -> list[int]:
     return order
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class LengthMixture(Strategy):
     """Rows of several lengths, each of which counts the same whatever its length.
@@ -275,7 +275,7 @@ def repeated_ngrams(ids: Sequence[int], n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class InformationMix(Strategy):
     """An even mixture of the rows that repeat themselves least, of like perplexity in every source.

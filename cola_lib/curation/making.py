@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from cola_lib.curation.base import at_tokens, strategy
+from cola_lib.curation.base import Strategy, at_tokens, strategy
 from cola_lib.curation.dataset import Curated, curated, measure
 from cola_lib.curation.pool import Pool
 from cola_lib.curation.target import Target, load_target
@@ -17,7 +18,7 @@ from cola_lib.models import LanguageModel
 
 def curate(
     lm: LanguageModel,
-    chooser: str,
+    chooser: Strategy | str,
     sources: Sequence[str],
     *,
     n_samples: int | None = None,
@@ -35,8 +36,8 @@ def curate(
     ----------
     lm : LanguageModel
         The model to be compressed, untouched.
-    chooser : str
-        Name of a strategy.
+    chooser : Strategy or str
+        A strategy, or the name of one.
     sources : sequence of str
         The pool, see :func:`cola_lib.data.load_samples`.
     n_samples : int, optional
@@ -53,7 +54,7 @@ def curate(
     limit : int, optional
         Most samples of each source in the pool.
     options : mapping, optional
-        Of the strategy.
+        Options of a strategy that is given by name.
     measured : bool
         Run the model over the set once more, to tell its diversity and what of the target it represents.
 
@@ -83,7 +84,14 @@ def curate(
     if not sources or len(set(sources)) < len(sources):
         raise SpecError(f"sources must be one name or several different ones, and are: {', '.join(sources) or 'none'}")
     lm.check_length(seq_len)  # before the pool is loaded
-    made = strategy(chooser, **(options or {}))
+    if isinstance(chooser, Strategy):
+        if options:
+            raise SpecError(f"options belong to a strategy's name; {chooser.label} has its own already")
+        defaults = {option.name: option.default for option in fields(chooser)}
+        options = {name: getattr(chooser, name) for name in defaults if getattr(chooser, name) != defaults[name]}
+        chooser, made = chooser.name, chooser
+    else:
+        made = strategy(chooser, **(options or {}))
     aim = load_target(target, seed=seed) if isinstance(target, str) else target
     pool = Pool.load(sources, seed=seed, limit=limit, without=aim.sample_ids if aim else ())
     if n_samples is None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from cola_lib.activations import Probe, energy_probe, sketch_probe
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, by_source, register, shares
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy, by_source, shares
 from cola_lib.curation.pool import Pool, Rows
 from cola_lib.errors import SpecError
 
@@ -224,7 +224,7 @@ def _share(values: Tensor) -> Tensor:
     return values / values.sum(-1, keepdim=True).clamp(min=_TINY)
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class Proxy(Strategy):
     """Rows that let the compression err least on the target, found greedily from statistics alone.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.curation.base import Brief, Strategy, register
+from cola_lib.curation.base import STRATEGIES, Brief, Strategy
 from cola_lib.curation.pool import Rows
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import row_nll
@@ -40,7 +40,7 @@ def surprise(brief: Brief, rows: Rows) -> Tensor:
     return brief.pool.remember(("surprise", brief.lm.fingerprint, rows.tokens.fingerprint), compute)
 
 
-@register
+@STRATEGIES.register
 @dataclass(frozen=True)
 class Perplexity(Strategy):
     """Rows in the order of the model's perplexity.

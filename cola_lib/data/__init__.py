@@ -14,7 +14,6 @@ from cola_lib.data.registry import (
     evaluation_index,
     is_packaged,
     load_samples,
-    register_source,
     source_info,
     source_names,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "is_packaged",
     "load_samples",
     "normalised",
-    "register_source",
     "source_info",
     "source_names",
 ]

@@ -14,6 +14,7 @@ from cola_lib.data.overlap import EvaluationIndex, overlap_groups
 from cola_lib.data.sample import Sample
 from cola_lib.data.split import BENCHMARK_FRACTION, EVALUATION_ONLY, TEXT_FRACTION, Split, part
 from cola_lib.errors import DataError, SpecError, UnknownNameError
+from cola_lib.registry import Registry
 
 WEIGHTS = (
     ". From the command line sources are mixed evenly; other shares are for Python: cola_lib.calibration.interleave "
@@ -47,16 +48,32 @@ class SourceInfo:
     filters : mapping of str to tuple of str
         Values that each filter takes; ``name:key=value``, several values with commas.
     evaluation_fraction : float
-        Expected part of the source that is held out for evaluation.
+        Expected part of the source that is held out for evaluation, split by a hash of each sample's ``split_key``.
+        With 0 all of it is for calibration. The evaluation half can be scored with
+        :func:`cola_lib.evaluate.source_suite`.
+    read : callable, optional
+        Yields the samples. It is called once per process, when samples are first asked for.
+    fields : mapping of str to str
+        Attribute of :class:`Sample` that a filter compares, where it is not the one of the filter's name.
+    defaults : mapping of str to str
+        Values of filters that are not given.
+    groups : mapping
+        For a filter whose values stand for several of the attribute's: which.
+    members : tuple of str
+        For a union: the sources that it draws from evenly.
 
     Examples
     --------
-    >>> from cola_lib.data import SourceInfo
-    >>> info = SourceInfo("proverbs", "in two languages", "folklore", "public domain", {"language": ("en", "de")})
-    >>> info.splits
-    ('calibration', 'evaluation', 'all')
-    >>> SourceInfo("notes", "all to calibrate on", "office", "mine", evaluation_fraction=0.0).splits
+    >>> from cola_lib.data import SOURCES, Sample, SourceInfo, load_samples
+    >>> def haiku():
+    ...     yield Sample("1", "An old silent pond", "haiku", language="en")
+    ...     yield Sample("2", "古池や", "haiku", language="ja")
+    >>> languages = {"language": ("en", "ja")}
+    >>> info = SourceInfo("haiku", "short poems", "poetry", "CC0-1.0", languages, evaluation_fraction=0.0, read=haiku)
+    >>> SOURCES.register(info).splits
     ('calibration', 'all')
+    >>> [sample.text for sample in load_samples("haiku:language=en")]
+    ['An old silent pond']
     """
 
     name: str
@@ -65,6 +82,11 @@ class SourceInfo:
     licence: str
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     evaluation_fraction: float = BENCHMARK_FRACTION
+    read: Callable[[], Iterable[Sample]] | None = field(default=None, repr=False)
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+    defaults: Mapping[str, str] = field(default_factory=dict, repr=False)
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict, repr=False)
+    members: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -75,17 +97,25 @@ class SourceInfo:
         return ("evaluation", "all") if only else ("calibration", "evaluation", "all")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A source with its reader, and what its filters read."""
+def _check(info: SourceInfo) -> None:
+    if not info.name or ":" in info.name or external.is_external(info.name):
+        raise SpecError(f"{info.name!r} cannot name a source: it is empty, has a colon, or means a file or dataset")
+    if info.read is None and not info.members:
+        raise SpecError(f"source {info.name!r} has no samples: give a function that reads them as read=")
+    known = {attribute.name for attribute in dataclass_fields(Sample)}
+    for key, attribute in ({key: key for key in info.filters} | dict(info.fields)).items():
+        if key not in info.filters or (attribute not in known and key != RATIONALE):
+            raise SpecError(
+                f"source {info.name!r}: filter {key!r} would compare {attribute!r}; name a filter of the source and an "
+                f"attribute of Sample: {', '.join(sorted(known))}"
+            )
 
-    info: SourceInfo
-    read: Callable[[], Iterable[Sample]]
-    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Attribute of :class:`Sample` that each filter compares; ``rationale`` needs none."""
-    defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    groups: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=lambda: MappingProxyType({}))
-    """For a filter whose values stand for several of the attribute's: which."""
+
+RATIONALE = "rationale"
+"""Filter of sources with worked solutions; it shortens samples, and compares nothing."""
+
+SOURCES: Registry[SourceInfo] = Registry("source", hint=HINT, check=_check)
+"""All named sources; ``SOURCES.register`` adds to them."""
 
 
 def _corpus(
@@ -94,8 +124,8 @@ def _corpus(
     domain: str,
     licence: str,
     read: Callable[[], list[Sample]],
-) -> _Source:
-    return _Source(SourceInfo(name, summary, domain, licence, evaluation_fraction=TEXT_FRACTION), read)
+) -> SourceInfo:
+    return SourceInfo(name, summary, domain, licence, evaluation_fraction=TEXT_FRACTION, read=read)
 
 
 def _benchmark(
@@ -109,11 +139,15 @@ def _benchmark(
     defaults: Mapping[str, str] | None = None,
     groups: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     fraction: float = BENCHMARK_FRACTION,
-) -> _Source:
+) -> SourceInfo:
     filters = filters or {}
-    allowed = {key: values for key, (_, values) in filters.items()}
-    return _Source(
-        SourceInfo(name, summary, domain, licence, allowed, fraction),
+    return SourceInfo(
+        name,
+        summary,
+        domain,
+        licence,
+        {key: values for key, (_, values) in filters.items()},
+        fraction,
         read,
         {key: attribute for key, (attribute, _) in filters.items()},
         defaults or {},
@@ -121,9 +155,9 @@ def _benchmark(
     )
 
 
-_RATIONALE = {"rationale": ("", YES_NO)}
+_RATIONALE = {RATIONALE: ("", YES_NO)}
 
-_PACKAGED: tuple[_Source, ...] = (
+for _info in (
     _corpus("c4", "web pages of the C4 crawl", "web", "ODC-By-1.0", corpora.c4),
     _corpus("wikipedia", "English Wikipedia articles", "encyclopedia", "CC-BY-SA-4.0", corpora.wikipedia),
     _corpus("stories", "short synthetic stories (TinyStories)", "fiction", "CDLA-Sharing-1.0", corpora.stories),
@@ -210,83 +244,17 @@ _PACKAGED: tuple[_Source, ...] = (
         },
         groups={"group": benchmarks.MMLU_GROUPS},
     ),
-)
+    SourceInfo(
+        "commonsense",
+        f"the same number from each of {', '.join(benchmarks.COMMONSENSE)}",
+        "commonsense",
+        "those of its members",
+        members=tuple(benchmarks.COMMONSENSE),  # its samples carry the name of the set that they come from
+    ),
+):
+    SOURCES.register(_info)
 
-_SOURCES: dict[str, _Source] = {source.info.name: source for source in _PACKAGED}
-
-COMMONSENSE = SourceInfo(
-    "commonsense",
-    f"the same number from each of {', '.join(benchmarks.COMMONSENSE)}",
-    "commonsense",
-    "those of its members",
-)
-"""A union: its samples carry the name of the set that they come from."""
-
-_PACKAGED_NAMES = frozenset([*_SOURCES, COMMONSENSE.name])
-_INFOS: dict[str, SourceInfo] = {name: source.info for name, source in _SOURCES.items()} | {"commonsense": COMMONSENSE}
-SOURCES: Mapping[str, SourceInfo] = MappingProxyType(_INFOS)
-"""All named sources; :func:`register_source` adds to them."""
-
-Reader = Callable[[], Iterable[Sample]]
-
-
-def register_source(info: SourceInfo, fields: Mapping[str, str] | None = None) -> Callable[[Reader], Reader]:
-    """Enter a source of your own under a name; a decorator of the function that reads it.
-
-    Parameters
-    ----------
-    info : SourceInfo
-        Its name and what it offers. With an evaluation fraction above 0 it is split by a hash of each sample's
-        ``split_key``, and its evaluation half can be scored (:func:`cola_lib.evaluate.source_suite`): questions with
-        choices as multiple choice, texts that begin ``Question: …`` and ``Answer:`` by their answers, others as text.
-        With 0 it is all for calibration.
-    fields : mapping of str to str, optional
-        Attribute of :class:`Sample` that each filter compares. Default: the one of the filter's name.
-
-    Returns
-    -------
-    callable
-        The decorator, which returns the function as it is. That is called once per process, when samples are first
-        asked for.
-
-    Raises
-    ------
-    SpecError
-        If there is a source of that name, the name cannot be one, or a filter has no attribute to compare.
-
-    Examples
-    --------
-    >>> from cola_lib.data import Sample, SourceInfo, load_samples, register_source
-    >>> languages = {"language": ("en", "ja")}
-    >>> info = SourceInfo("haiku", "short poems", "poetry", "CC0-1.0", languages, evaluation_fraction=0.0)
-    >>> @register_source(info)
-    ... def haiku():
-    ...     yield Sample("1", "An old silent pond", "haiku", language="en")
-    ...     yield Sample("2", "古池や", "haiku", language="ja")
-    >>> [sample.text for sample in load_samples("haiku:language=en")]
-    ['An old silent pond']
-    """
-    if info.name in _INFOS:
-        raise SpecError(f"there is a source named {info.name!r} already; take another name")
-    if not info.name or ":" in info.name or external.is_external(info.name):
-        raise SpecError(f"{info.name!r} cannot name a source: it is empty, has a colon, or means a file or dataset")
-    compared = {key: key for key in info.filters} | dict(fields or {})
-    known = {attribute.name for attribute in dataclass_fields(Sample)}
-    for key, attribute in compared.items():
-        if key not in info.filters or attribute not in known:
-            raise SpecError(
-                f"source {info.name!r}: filter {key!r} would compare {attribute!r}; name a filter of the source and an "
-                f"attribute of Sample: {', '.join(sorted(known))}"
-            )
-
-    def entered(read: Reader) -> Reader:
-        _SOURCES[info.name] = _Source(info, read, compared)
-        _INFOS[info.name] = info
-        evaluation_index.cache_clear()
-        return read
-
-    return entered
-
+_PACKAGED_NAMES = frozenset(SOURCES)
 
 TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -311,7 +279,7 @@ def is_packaged(name: str) -> bool:
     Returns
     -------
     bool
-        False for what the user brings, by name, by path or by :func:`register_source`.
+        False for what the user brings, by name, by path or as a registered source.
 
     Examples
     --------
@@ -367,10 +335,8 @@ def source_info(name: str) -> SourceInfo:
     ('math', ('1', '2', '3', '4', '5'))
     """
     head = name.split(":", 1)[0]
-    if head not in SOURCES:
-        if problem := external.unread_path(name):
-            raise DataError(f"source {name!r} {problem}")
-        raise UnknownNameError("source", head, SOURCES, HINT)
+    if head not in SOURCES and (problem := external.unread_path(name)):
+        raise DataError(f"source {name!r} {problem}")
     return SOURCES[head]
 
 
@@ -453,11 +419,10 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
             f"source {info.name!r} is for {only} only, so there is nothing to {verb} on. Take another of "
             f"domain {info.domain}: {', '.join(others) or 'there is none'}"
         )
-    if info.name == "commonsense":
-        return benchmarks.interleaved(_half(member, split) for member in benchmarks.COMMONSENSE)
-    source = _SOURCES[info.name]
+    if info.members:
+        return benchmarks.interleaved(_half(member, split) for member in info.members)
     half = _half(info.name, split)
-    kept = _filtered(half, source, dict(source.defaults) | filters)
+    kept = _filtered(half, info, dict(info.defaults) | filters)
     if not kept:
         where = "" if split == "all" else f" in its {split} half"
         raise DataError(
@@ -518,15 +483,15 @@ def _unknown_value(info: SourceInfo, key: str, value: str) -> UnknownNameError:
     return error
 
 
-def _filtered(samples: Sequence[Sample], source: _Source, filters: Mapping[str, str]) -> list[Sample]:
+def _filtered(samples: Sequence[Sample], source: SourceInfo, filters: Mapping[str, str]) -> list[Sample]:
     kept = list(samples)
     for key, value in filters.items():
         members = source.groups.get(key, {})
         wanted = {each for one in value.split(",") for each in members.get(one, (one,))}
-        if key == "rationale":
+        if key == RATIONALE:
             kept = kept if "yes" in wanted else [_without_rationale(sample) for sample in kept]
         elif "all" not in wanted:
-            kept = [sample for sample in kept if getattr(sample, source.fields[key]) in wanted]
+            kept = [sample for sample in kept if getattr(sample, source.fields.get(key, key)) in wanted]
     return kept
 
 
@@ -539,7 +504,8 @@ def _without_rationale(sample: Sample) -> Sample:
 def _read(name: str) -> tuple[Sample, ...]:
     """Read a whole packaged source, repeats dropped; read once per process."""
     unique: dict[str, Sample] = {}
-    for sample in _SOURCES[name].read():
+    read = SOURCES[name].read
+    for sample in read() if read else ():
         unique.setdefault(sample.id, sample)
     return tuple(unique.values())
 
@@ -549,7 +515,6 @@ def _half(name: str, split: Split) -> list[Sample]:
     return part(_read(name), split, SOURCES[name].evaluation_fraction)
 
 
-@functools.cache
 def evaluation_index() -> EvaluationIndex:
     """Index the evaluation items of every registered source, Python only for MBPP; takes seconds, once.
 
@@ -558,7 +523,11 @@ def evaluation_index() -> EvaluationIndex:
     EvaluationIndex
         What a set that the user brings is compared with.
     """
-    scored = [name for name in _SOURCES if "evaluation" in SOURCES[name].splits]
+    return _index(tuple(name for name, info in SOURCES.items() if info.read and "evaluation" in info.splits))
+
+
+@functools.cache
+def _index(scored: tuple[str, ...]) -> EvaluationIndex:
     return EvaluationIndex([sample for name in scored for sample in load_samples(name, "evaluation")])
 
 
@@ -571,7 +540,7 @@ def overlap_report() -> str:
         Contents of ``overlap_groups.txt``, which the split reads. The packages are pinned, so it
         changes only with them or with the readers; a test compares the two.
     """
-    samples = [sample for name in _SOURCES for sample in _read(name)]
+    samples = [sample for name in SOURCES for sample in _read(name)]
     fraction: dict[str, float] = {}
     for sample in samples:
         key = sample.split_key

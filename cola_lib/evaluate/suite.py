@@ -18,7 +18,7 @@ from cola_lib.data import Sample, load_samples
 from cola_lib.errors import DataError, UnknownNameError
 from cola_lib.evaluate.requests import Request, encode_request, rows_of, split_spaces
 from cola_lib.fingerprint import fingerprint
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from cola_lib.arithmetic import measured_products
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import DERIVED, with_derived
 from cola_lib.fingerprint import fingerprint
-from cola_lib.revisions import outdated, revisions
+from cola_lib.registry import outdated, revisions
 
 Label = str | int | float | bool | None
 """What a label may be: plain, so that it can be written and compared."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from cola_lib.experiments.selection import Selection, select, selection_key
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
-from cola_lib.plugins import load_plugins
+from cola_lib.registry import load_plugins
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
@@ -243,7 +243,7 @@ class Experiment:
         ----------
         sources : sequence
             Each as for :meth:`calibration`.
-        methods : sequence of PruneSpec, QuantSpec or mapping
+        methods : sequence of Spec or mapping
             A mapping such as ``{"method": "gptq", "bits": 3}`` is made a specification.
         draws : int or sequence of int
             How many disjoint draws to take of each source, or which of ``n_draws``.
@@ -752,12 +752,12 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
 
     Parameters
     ----------
-    method : PruneSpec, QuantSpec or mapping
+    method : Spec or mapping
         A mapping needs a ``method``; the rest are its options.
 
     Returns
     -------
-    PruneSpec, QuantSpec or LowRankSpec
+    Spec
         Checked.
 
     Raises
@@ -771,7 +771,7 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
     >>> as_spec({"method": "wanda", "pattern": "2:4"}).label
     'wanda 2:4'
     """
-    if is_dataclass(method) and not isinstance(method, type):
+    if isinstance(method, Spec):
         return method
     options = _named(method, "method", "'gptq', 'bits': 3")
     return method_spec(options.pop("method"), **options)

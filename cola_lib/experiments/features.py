@@ -15,7 +15,7 @@ from cola_lib.experiments.runner import GridResult, LazySet, device_name, each_s
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 SPECTRUM_GROUP = "attn_in"
 """Input group whose leading eigenvalues are kept, in every block: the residual stream as attention reads it."""

@@ -14,7 +14,7 @@ from cola_lib.experiments.cells import CellKey, CellResult, current_versions
 from cola_lib.experiments.runner import device_name
 from cola_lib.experiments.store import ResultStore
 from cola_lib.models import LanguageModel
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 
 def harness_cell(

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from cola_lib.compress import LowRankSpec, QuantSpec, Spec
+from cola_lib.compress import AWQ, JointLowRank, Spec
 from cola_lib.compress.awq import CLIP_LEAST, CLIP_STEPS
 from cola_lib.errors import SpecError
 from cola_lib.experiments.experiment import as_spec
@@ -196,7 +196,7 @@ class ModelShape:
 
         Parameters
         ----------
-        spec : PruneSpec, QuantSpec or LowRankSpec
+        spec : Spec
             The method.
         judged : bool
             Whether the errors are measured: on the calibration data, and on however many targets, for which one product
@@ -217,7 +217,7 @@ class ModelShape:
             total += half_product if judged else 0.0
             if spec.method in ("sparsegpt", "gptq"):
                 total += 4 / 3 * d**3 + d_out * d**2
-            if isinstance(spec, QuantSpec) and spec.method == "awq":
+            if isinstance(spec, AWQ):
                 total += spec.n_grid * (1 + spec.duo_scaling) * half_product
                 size = spec.group_size if spec.group_size and spec.group_size > 0 else min(d, 128)
                 total += int(CLIP_STEPS * CLIP_LEAST) * 2.0 * d_out * d * size if spec.clip else 0.0
@@ -414,7 +414,7 @@ def compression_memory(
     ----------
     shape : ModelShape
         Of the model.
-    spec : PruneSpec, QuantSpec or LowRankSpec
+    spec : Spec
         The method.
     n_samples, seq_len : int
         Of the calibration set.
@@ -455,7 +455,7 @@ def compression_memory(
         factors = FLOAT32 * (sum(each.d_in**2 for each in shape.inputs) + 3 * widest**2)
     # a change's Gram matrix, and its product with that of the inputs
     judging = 3 * FLOAT32 * widest**2 if (gram and layer_errors) or spec.method == "awq" else 0
-    doubled = 16 * largest if isinstance(spec, LowRankSpec) else 0  # an input's weights in float64, and their factors
+    doubled = 16 * largest if isinstance(spec, JointLowRank) else 0  # an input's weights in float64, and their factors
     solving = {
         "new weights of a block": FLOAT32 * block_weights,
         "solving": max(factors, judging) + doubled + 3 * FLOAT32 * largest,

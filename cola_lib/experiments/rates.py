@@ -34,7 +34,7 @@ def measure_rates(
         Left as it is.
     calibration : CalibrationSet
         Rows without padding, of the length of those that are planned for.
-    specs : sequence of PruneSpec, QuantSpec or LowRankSpec
+    specs : sequence of Spec
         Methods that read calibration data.
     suite : Suite
         That is evaluated.

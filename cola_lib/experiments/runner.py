@@ -24,7 +24,7 @@ from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
 from cola_lib.models import LanguageModel, resolve_dtype
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 from cola_lib.statistics import PROPAGATE, Propagate
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def run_grid(
     calibration_sets : sequence of CalibrationSet or callable
         A callable builds its set when its turn comes, so that a long grid holds one set at a time. Every set
         is built, also where all its cells are stored: its fingerprint is that of its tokens.
-    specs : sequence of PruneSpec or QuantSpec
+    specs : sequence of Spec
         Methods. One that reads no calibration data is one cell, whatever the number of sets.
     suite : Suite or None
         What is measured. Without one the model is compressed and not run: ``frame`` is empty, and ``layers`` has the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from cola_lib.experiments.runner import device_name
 from cola_lib.experiments.store import ResultStore
 from cola_lib.fingerprint import fingerprint
 from cola_lib.models import LanguageModel
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,6 @@ def selection_key(
     >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
     'random'
     """
-    own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
     wanted: Mapping[str, str] | None = None
     if target is not None:
@@ -177,7 +176,7 @@ def selection_key(
     return CellKey(
         model=lm.fingerprint,
         suite="selection",
-        spec={"strategy": chooser.name, **asdict(chooser), **size, **own},
+        spec={**chooser.key(), **size},
         calibration=pool.fingerprint,
         propagate=None,
         revisions=revisions("curate", "split", "tokenize"),

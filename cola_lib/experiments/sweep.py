@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import PydanticCustomError
 
 from cola_lib.calibration import Layout
-from cola_lib.compress import METHODS, spec_class
+from cola_lib.compress import METHODS
 from cola_lib.curation import GENERAL, STRATEGIES, TARGET_SAMPLES
 from cola_lib.data import TARGETS
 from cola_lib.errors import ColaError, SpecError
@@ -66,7 +66,7 @@ def _method(given: Any) -> Any:
     if name not in METHODS:
         raise _refused(_unknown("method", name, METHODS))
     options = {option: value for option, value in given.items() if option != "method"}
-    checked = {"method": name, **_typed(spec_class(name), options, name)}
+    checked = {"method": name, **_typed(METHODS[name], options, name)}
     try:
         as_spec(checked)
     except ColaError as error:

@@ -11,11 +11,14 @@ from cola_lib.export.packed import (
     vllm_limits,
 )
 from cola_lib.export.packing import pack_rows
+from cola_lib.export.save import FORMATS, SaveFormat, save
 from cola_lib.export.sparse import LayerSparsity, SparsityReport, export_sparse, sparsity_of
 
 __all__ = [
+    "FORMATS",
     "Export",
     "LayerSparsity",
+    "SaveFormat",
     "SparsityReport",
     "check_exportable",
     "export_quantized",
@@ -25,6 +28,7 @@ __all__ = [
     "pack_rows",
     "packed_tensors",
     "quantization_config",
+    "save",
     "sparsity_of",
     "vllm_limits",
 ]

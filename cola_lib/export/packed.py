@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_lib.compress import CompressionReport, QuantizedWeight, QuantSpec, Spec, checkpoint_folder, write_report
+from cola_lib.compress import GPTQ, CompressionReport, QuantizedWeight, QuantSpec, Spec, checkpoint_folder, write_report
 from cola_lib.errors import NumericsError, SpecError
 from cola_lib.export.packing import pack_rows
 from cola_lib.models import InputRounding, LanguageModel, resolve_dtype
@@ -92,7 +92,7 @@ def check_exportable(spec: Spec) -> None:
 
     Parameters
     ----------
-    spec : PruneSpec, QuantSpec or LowRankSpec
+    spec : Spec
         What is to be done to the model.
 
     Raises
@@ -109,7 +109,7 @@ def check_exportable(spec: Spec) -> None:
     """
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} makes no integers to pack; save its result as an ordinary checkpoint")
-    if spec.method == "gptq" and spec.act_order and not spec.static_groups and spec.group_size != -1:
+    if isinstance(spec, GPTQ) and spec.act_order and not spec.static_groups and spec.group_size != -1:
         raise SpecError(
             "gptq with act_order scatters groups over the columns, and the format has had no group index since "
             "compressed-tensors 0.19; add static_groups, take group_size -1, or leave act_order out"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from cola_lib.errors import UnknownNameError
+from cola_lib.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -168,32 +168,30 @@ _FUSED = (
     InputGroup("mlp_down", ("mlp.down_proj",), Producer("mlp.gate_up_proj", _fused_up_rows)),
 )
 
-ARCHITECTURES: dict[str, Architecture] = {
-    model_type: Architecture(model_type, groups)
-    for model_type, groups in {
-        "llama": _PRE_NORM,
-        "mistral": _PRE_NORM,
-        "ministral": _PRE_NORM,
-        "qwen2": _PRE_NORM,
-        "qwen3": _PRE_NORM,
-        "smollm3": _PRE_NORM,
-        "granite": _PRE_NORM,
-        "gemma": _gated("input_layernorm", "post_attention_layernorm", offset=1.0),
-        "gemma2": _SANDWICH_NORM,
-        "gemma3_text": _SANDWICH_NORM,
-        "olmo": _NO_INPUT_NORM,
-        "olmo2": _NO_INPUT_NORM,
-        "olmo3": _NO_INPUT_NORM,
-        "phi3": _FUSED,
-    }.items()
-}
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "model type",
+    named="model_type",
+    hint="to add one, add its row to cola_lib/models/architectures.py; the tests then try it",
+)
+"""Where a model's linear layers are, by its ``model_type``; ``ARCHITECTURES.register`` adds to it."""
 
-
-def check_model_type(model_type: str) -> None:
-    """Refuse a model type that the table does not have."""
-    if model_type not in ARCHITECTURES:
-        hint = "to add one, add its row to cola_lib/models/architectures.py; the tests then try it"
-        raise UnknownNameError("model type", model_type, ARCHITECTURES, hint)
+for _model_type, _groups in {
+    "llama": _PRE_NORM,
+    "mistral": _PRE_NORM,
+    "ministral": _PRE_NORM,
+    "qwen2": _PRE_NORM,
+    "qwen3": _PRE_NORM,
+    "smollm3": _PRE_NORM,
+    "granite": _PRE_NORM,
+    "gemma": _gated("input_layernorm", "post_attention_layernorm", offset=1.0),
+    "gemma2": _SANDWICH_NORM,
+    "gemma3_text": _SANDWICH_NORM,
+    "olmo": _NO_INPUT_NORM,
+    "olmo2": _NO_INPUT_NORM,
+    "olmo3": _NO_INPUT_NORM,
+    "phi3": _FUSED,
+}.items():
+    ARCHITECTURES.register(Architecture(_model_type, _groups))
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
@@ -220,7 +218,6 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     >>> architecture_of(tiny_model().model.config).model_type
     'llama'
     """
-    check_model_type(config.model_type)
     found = ARCHITECTURES[config.model_type]
 
     def ruled_out(producer: Producer | None) -> bool:

@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cola_lib.errors import ColaError, NumericsError
-from cola_lib.models.architectures import check_model_type
+from cola_lib.models.architectures import ARCHITECTURES
 
 _SHOWN = 3
 """Names of tensors in a message; the rest are counted."""
@@ -54,7 +54,7 @@ def read_config(where: str) -> PretrainedConfig:
     refuse_adapter(where)
     settings, _ = PretrainedConfig.get_config_dict(where)
     # Before transformers looks the type up: it would ask whether to run the checkpoint's own code for it.
-    check_model_type(str(settings.get("model_type")))
+    ARCHITECTURES[str(settings.get("model_type"))]  # refused if it is not there
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     attention = config._attn_implementation
     if isinstance(attention, str) and "/" in attention:

@@ -31,7 +31,7 @@ from cola_lib.analysis.claims.selection import (
     c18_robust,
     c19_cheap,
 )
-from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim, register_claim
+from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim
 
 __all__ = [
     "CLAIMS",
@@ -69,7 +69,6 @@ __all__ = [
     "judge_family",
     "matters",
     "overall",
-    "register_claim",
     "scorecard",
     "scorecard_markdown",
     "scorecard_parts",

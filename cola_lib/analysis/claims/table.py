@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cola_lib.analysis.claims.rules import MARGIN
-from cola_lib.errors import SpecError, UnknownNameError
+from cola_lib.errors import UnknownNameError
+from cola_lib.registry import Registry
 
 SHARE = "% of bits per byte"
 SHARE_OF_OTHER = "% of baseline"
@@ -72,177 +73,144 @@ class Claim:
     null: float = 0.0
 
 
-CLAIMS: dict[str, Claim] = {
-    claim.id: claim
-    for claim in (
-        Claim(
-            "C1",
-            "Longer samples keep more mathematics",
-            "Gain on math of long over short samples under SparseGPT is above 0, and the gain under pruning is above "
-            "that under quantization",
-            "25.5 % relative (128 to 2048 tokens)",
-        ),
-        Claim(
-            "C2",
-            "More samples stop helping",
-            "Gain from more samples lies within the margin on either side of 0, for every method and capability",
-            "diminishing beyond 64 to 128 samples",
-        ),
-        Claim(
-            "C3",
-            "Code is not monotone in the amount",
-            "Gain on code of few over many samples is above 0 under AWQ and GPTQ",
-            "+7.7 and +23.6 points (16 against 128 samples)",
-        ),
-        Claim(
-            "C4",
-            "Source matters as much as method",
-            "Share of the source in the variance of source and method is above 1/2 (their ratio above 1), for every "
-            "capability",
-            "asserted",
-            VARIANCE,
-            0.0,
-            0.5,
-        ),
-        Claim(
-            "C5",
-            "Web text beats Wikipedia",
-            "Gain of C4 over Wikipedia on code, and of a web mix over Wikipedia on math, is above 0 for every method",
-            "19.4 % on code, 8.7 % on math, relative",
-        ),
-        Claim(
-            "C6",
-            "Reasoning chains help mathematics",
-            "Gain on math of question, reasoning and answer over question and answer, same items, is above 0 for every "
-            "method",
-            "47.34 to 51.84 (Qwen, AWQ)",
-        ),
-        Claim(
-            "C7",
-            "Calibrate in the language of use",
-            "Mean gain over languages of matched over mismatched calibration is above 0 for every method",
-            "31.22 against 16.72 on math (English, Japanese)",
-        ),
-        Claim(
-            "C8",
-            "Domain data help their domain",
-            "Gain of a domain's data over general data on that domain is above 0 under AWQ",
-            "+4.1/+6.4 commonsense, +5.4/+7.1 math, +5.9/+6.6 code, in points",
-        ),
-        Claim(
-            "C9",
-            "Domain data cost elsewhere",
-            "Loss from a domain's data against general data on each other capability is above 0 under AWQ",
-            "-1.0 to -4.9 points; perplexity +2 to +3",
-        ),
-        Claim(
-            "C10",
-            "Difficulty matters more for pruning",
-            "Variance between difficulty levels is larger under pruning than under quantization, and mixed difficulty "
-            "is within 1.5 % of hard",
-            "2.3 times; attribution uncertain",
-        ),
-        Claim(
-            "C11",
-            "Activation space explains what is kept",
-            "Losses predicted from activation-space measures on held-out sources correlate with the measured ones, "
-            "above 0",
-            "asserted",
-            CORRELATION,
-            0.0,
-        ),
-        Claim(
-            "C12",
-            "COLA keeps more than random samples",
-            "Gain of COLA over random samples of C4, and of Wikipedia, is above 0 for every method and capability",
-            "AWQ, LLaMA-3: +1.2/+0.7/+0.3 over C4, +2.2/+1.4/+1.5 over WikiText (commonsense/math/code), in points",
-        ),
-        Claim(
-            "C13",
-            "COLA keeps more than the model's own text",
-            "Gain of COLA over self-generated samples is above 0 for every method and capability",
-            "+0.34 to +0.48 points",
-        ),
-        Claim(
-            "C14",
-            "COLA gains more under pruning",
-            "Gain of COLA over random samples is larger under pruning than under quantization, as a share and in bits "
-            "per byte, for every capability",
-            "relative yes; absolute reversed on math and code",
-        ),
-        Claim(
-            "C15",
-            "Activations choose better than texts",
-            "Gain of COLA over TF-IDF clusters and over ZipCal, at equal size, is above 0 for every method and "
-            "capability",
-            "not in the paper",
-        ),
-        Claim(
-            "C16",
-            "Each stage of COLA contributes",
-            "Main effect of each stage in the factorial of all three is above 0 for every method and capability",
-            "unknown",
-        ),
-        Claim(
-            "C17",
-            "A proxy predicts the full evaluation",
-            "Rank correlation of proxy and loss over cells is above 0.8, for every method and capability",
-            '"high"',
-            CORRELATION,
-            0.0,
-            PROXY_BOUND,
-        ),
-        Claim(
-            "C18",
-            "COLA's gain is robust",
-            "Gain of COLA over random samples is above 0 on capabilities that nobody chose for, and after further "
-            "training",
-            "asserted",
-        ),
-        Claim(
-            "C19",
-            "Choosing is cheap",
-            "Compression takes more than once the time of selection, for every method",
-            '"modest"',
-            TIMES,
-            0.0,
-            1.0,
-        ),
-    )
-}
-"""Claims that have a test, by id."""
-
-
-def register_claim(claim: Claim) -> Claim:
-    """Enter a claim of your own, so that findings can be about it and the scorecard shows it.
-
-    Parameters
-    ----------
-    claim : Claim
-        With an id of its own. Write it down before you see the numbers.
-
-    Returns
-    -------
-    Claim
-        As given.
-
-    Raises
-    ------
-    SpecError
-        If there is a claim of that id.
-    UnknownNameError
-        If its unit is none of :data:`UNITS`.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Claim, Finding, register_claim
-    >>> claim = register_claim(Claim("X1", "Poems help", "Gain of poems over prose is above 0", "not in the paper"))
-    >>> Finding(claim.id, "wanda", 0.02, 0.01, 0.03, claim.unit, 0.001, n_draws=3, n_items=40).text
-    '+2.00 [+1.00, +3.00] % of bits per byte'
-    """
-    if claim.id in CLAIMS:
-        raise SpecError(f"there is a claim {claim.id!r} already; take another id")
+def _check(claim: Claim) -> None:
     if claim.unit not in UNITS:
         raise UnknownNameError("unit", claim.unit, UNITS)
-    CLAIMS[claim.id] = claim
-    return claim
+
+
+CLAIMS: Registry[Claim] = Registry("claim", named="id", check=_check)
+"""Claims that have a test, by id. Write one of your own down before you see the numbers: ``CLAIMS.register``."""
+
+for _claim in (
+    Claim(
+        "C1",
+        "Longer samples keep more mathematics",
+        "Gain on math of long over short samples under SparseGPT is above 0, and the gain under pruning is above "
+        "that under quantization",
+        "25.5 % relative (128 to 2048 tokens)",
+    ),
+    Claim(
+        "C2",
+        "More samples stop helping",
+        "Gain from more samples lies within the margin on either side of 0, for every method and capability",
+        "diminishing beyond 64 to 128 samples",
+    ),
+    Claim(
+        "C3",
+        "Code is not monotone in the amount",
+        "Gain on code of few over many samples is above 0 under AWQ and GPTQ",
+        "+7.7 and +23.6 points (16 against 128 samples)",
+    ),
+    Claim(
+        "C4",
+        "Source matters as much as method",
+        "Share of the source in the variance of source and method is above 1/2 (their ratio above 1), for every "
+        "capability",
+        "asserted",
+        VARIANCE,
+        0.0,
+        0.5,
+    ),
+    Claim(
+        "C5",
+        "Web text beats Wikipedia",
+        "Gain of C4 over Wikipedia on code, and of a web mix over Wikipedia on math, is above 0 for every method",
+        "19.4 % on code, 8.7 % on math, relative",
+    ),
+    Claim(
+        "C6",
+        "Reasoning chains help mathematics",
+        "Gain on math of question, reasoning and answer over question and answer, same items, is above 0 for every "
+        "method",
+        "47.34 to 51.84 (Qwen, AWQ)",
+    ),
+    Claim(
+        "C7",
+        "Calibrate in the language of use",
+        "Mean gain over languages of matched over mismatched calibration is above 0 for every method",
+        "31.22 against 16.72 on math (English, Japanese)",
+    ),
+    Claim(
+        "C8",
+        "Domain data help their domain",
+        "Gain of a domain's data over general data on that domain is above 0 under AWQ",
+        "+4.1/+6.4 commonsense, +5.4/+7.1 math, +5.9/+6.6 code, in points",
+    ),
+    Claim(
+        "C9",
+        "Domain data cost elsewhere",
+        "Loss from a domain's data against general data on each other capability is above 0 under AWQ",
+        "-1.0 to -4.9 points; perplexity +2 to +3",
+    ),
+    Claim(
+        "C10",
+        "Difficulty matters more for pruning",
+        "Variance between difficulty levels is larger under pruning than under quantization, and mixed difficulty "
+        "is within 1.5 % of hard",
+        "2.3 times; attribution uncertain",
+    ),
+    Claim(
+        "C11",
+        "Activation space explains what is kept",
+        "Losses predicted from activation-space measures on held-out sources correlate with the measured ones, above 0",
+        "asserted",
+        CORRELATION,
+        0.0,
+    ),
+    Claim(
+        "C12",
+        "COLA keeps more than random samples",
+        "Gain of COLA over random samples of C4, and of Wikipedia, is above 0 for every method and capability",
+        "AWQ, LLaMA-3: +1.2/+0.7/+0.3 over C4, +2.2/+1.4/+1.5 over WikiText (commonsense/math/code), in points",
+    ),
+    Claim(
+        "C13",
+        "COLA keeps more than the model's own text",
+        "Gain of COLA over self-generated samples is above 0 for every method and capability",
+        "+0.34 to +0.48 points",
+    ),
+    Claim(
+        "C14",
+        "COLA gains more under pruning",
+        "Gain of COLA over random samples is larger under pruning than under quantization, as a share and in bits "
+        "per byte, for every capability",
+        "relative yes; absolute reversed on math and code",
+    ),
+    Claim(
+        "C15",
+        "Activations choose better than texts",
+        "Gain of COLA over TF-IDF clusters and over ZipCal, at equal size, is above 0 for every method and capability",
+        "not in the paper",
+    ),
+    Claim(
+        "C16",
+        "Each stage of COLA contributes",
+        "Main effect of each stage in the factorial of all three is above 0 for every method and capability",
+        "unknown",
+    ),
+    Claim(
+        "C17",
+        "A proxy predicts the full evaluation",
+        "Rank correlation of proxy and loss over cells is above 0.8, for every method and capability",
+        '"high"',
+        CORRELATION,
+        0.0,
+        PROXY_BOUND,
+    ),
+    Claim(
+        "C18",
+        "COLA's gain is robust",
+        "Gain of COLA over random samples is above 0 on capabilities that nobody chose for, and after further training",
+        "asserted",
+    ),
+    Claim(
+        "C19",
+        "Choosing is cheap",
+        "Compression takes more than once the time of selection, for every method",
+        '"modest"',
+        TIMES,
+        0.0,
+        1.0,
+    ),
+):
+    CLAIMS.register(_claim)

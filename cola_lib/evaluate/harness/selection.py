@@ -14,7 +14,7 @@ from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.evaluate.harness.tasks import TASKS, HarnessTask, known_names, named
 from cola_lib.evaluate.sandbox import Limits
 from cola_lib.fingerprint import fingerprint
-from cola_lib.revisions import revisions
+from cola_lib.registry import revisions
 
 log = logging.getLogger(__name__)
 
