@@ -16,6 +16,8 @@ The front door is five verbs::
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -70,7 +72,30 @@ __all__ = [
 ]
 
 
+_PACKAGES = ("compress", "evaluate")
+"""Verbs that share their name with a package: there the package is what is called, as a module may be."""
+
+
+class _Verb(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        verb = getattr(importlib.import_module("cola_lib.api"), self.__name__.rpartition(".")[2])
+        return verb(*args, **options)
+
+
+class _FrontDoor(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Make a package callable when the import system binds it to its verb's name."""
+        if name in _PACKAGES and type(value) is ModuleType:
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

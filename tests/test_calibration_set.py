@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ from cola_lib.calibration import (
 from cola_lib.calibration.tokenization import segments
 from cola_lib.compress import compress, method_spec
 from cola_lib.data import Sample, load_samples
-from cola_lib.errors import DataError, OutputError, SpecError, UnknownNameError
+from cola_lib.errors import DataError, SpecError, UnknownNameError
 from tests.tiny_models import SHAPE, tiny_language_model
 
 N_WORDS = 2000
@@ -315,60 +313,6 @@ def test_malformed_sets_are_refused(change, message):
         CalibrationSet(**good | change)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_save_and_load(tmp_path, layout):
-    found = build(layout=layout, draw=1, n_draws=3, n_samples=4)
-    again = CalibrationSet.load(found.save(tmp_path / "deep" / "set"))
-    assert torch.equal(found.input_ids, again.input_ids) and torch.equal(found.attention_mask, again.attention_mask)
-    for name in ("sample_ids", "sources", "name", "seed", "layout", "draw", "n_draws", "format", "fingerprint"):
-        assert getattr(found, name) == getattr(again, name)
-    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["set"]
-
-
-def test_save_refuses_and_overwrites(tmp_path):
-    build(seed=1).save(tmp_path / "set")
-    with pytest.raises(OutputError, match="exists"):
-        build(seed=2).save(tmp_path / "set")
-    build(seed=2).save(tmp_path / "set", overwrite=True)
-    assert CalibrationSet.load(tmp_path / "set").seed == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
-
-
-def test_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
-    build(seed=1).save(tmp_path / "set")
-    monkeypatch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
-    for folder in ("set", "new"):
-        with pytest.raises(OutputError, match="No space left"):
-            build(seed=2).save(tmp_path / folder, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
-    assert CalibrationSet.load(tmp_path / "set").seed == 1
-
-
-def test_load_refuses_what_is_missing_or_altered(tmp_path):
-    folder = build().save(tmp_path / "set")
-    with pytest.raises(DataError, match="holds no calibration set"):
-        CalibrationSet.load(tmp_path / "nothing")
-    facts = json.loads((folder / "calibration_set.json").read_text())
-    (folder / "calibration_set.json").write_text(json.dumps(facts | {"fingerprint": "0" * 20}))
-    with pytest.raises(DataError, match="was altered"):
-        CalibrationSet.load(folder)
-    (folder / "calibration_set.json").write_text(json.dumps({"name": "x"}))
-    with pytest.raises(DataError, match="cannot be read"):
-        CalibrationSet.load(folder)
-    os.truncate(folder / "tokens.safetensors", 100)
-    with pytest.raises(DataError, match="cannot be read"):
-        CalibrationSet.load(folder)
-
-
-def test_a_set_from_before_formats_is_text(tmp_path):
-    folder = build().save(tmp_path / "set")
-    path = folder / "calibration_set.json"
-    facts = json.loads(path.read_text())
-    assert facts.pop("format") == "text"
-    path.write_text(json.dumps(facts))
-    assert CalibrationSet.load(folder).format == "text"
-
-
 # ---------------------------------------------------------------------------------------------
 # cut and repeated
 
@@ -537,7 +481,7 @@ def weighted(weights):
     )
 
 
-def test_weights_go_with_their_rows_and_into_the_fingerprint(tmp_path):
+def test_weights_go_with_their_rows_and_into_the_fingerprint():
     one = weighted((1.0, 2.0, 0.5))
     assert one.take([2, 0]).weights == (0.5, 1.0)
     assert one.rows(1, 3).weights == (2.0, 0.5)
@@ -546,8 +490,6 @@ def test_weights_go_with_their_rows_and_into_the_fingerprint(tmp_path):
     assert interleave([one.rows(0, 1), weighted(None).rows(1, 2)]).weights == (1.0, 1.0)
     assert interleave([weighted(None), weighted(None)]).weights is None
     assert len({weighted(w).fingerprint for w in (None, (1.0, 2.0, 0.5), (1.0, 2.0, 0.6))}) == 3
-    found = CalibrationSet.load(one.save(tmp_path / "set"))
-    assert found.weights == one.weights and found.fingerprint == one.fingerprint
 
 
 @pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0), (1.0, -1.0, 1.0)])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import datasets
 import pytest
 import torch
 from tokenizers import processors
 
-from cola_lib.calibration import CalibrationSet, build_calibration_set
-from cola_lib.curation import for_autoawq, for_gptqmodel, for_llmcompressor, row_texts, write_dataset
+from cola_lib.calibration import build_calibration_set
+from cola_lib.curation import for_gptqmodel, for_llmcompressor, row_texts, write_dataset
 from cola_lib.curation.dataset import card, curated
 from cola_lib.data import Sample
 from cola_lib.errors import DataError
@@ -84,40 +83,12 @@ def test_ends_of_documents_are_kept_where_the_tokenizer_adds_none():
     assert [tokenizer(text).input_ids for text in written] == made.token_lists()
 
 
-def test_autoawq_gets_texts_and_their_length(caplog):
-    tokenizer = bos_tokenizer()
-    made = build_calibration_set(samples(), tokenizer, n_samples=4, seq_len=96, layout="pad")
-    with caplog.at_level(logging.WARNING):
-        given = for_autoawq(made, tokenizer)
-    assert given["calib_data"] == row_texts(made, tokenizer) and given["max_calib_samples"] == 4
-    assert given["max_calib_seq_len"] == max(map(len, made.token_lists())) and not caplog.messages
-
-
-def test_autoawq_says_what_comes_back_otherwise(caplog):
-    tokenizer = byte_tokenizer()
-    space, t = tokenizer("  t", add_special_tokens=False).input_ids
-    whole = torch.tensor([[5, 6, 7], [space, t, 9]])  # what is stripped from the second row does not come back
-    made = CalibrationSet(whole, torch.ones(2, 3, dtype=torch.bool), ((), ()), ("x", "x"), "x", 0, "pack")
-    with caplog.at_level(logging.WARNING):
-        for_autoawq(made, tokenizer)
-    assert caplog.messages == ["x: 1 of 2 rows become other tokens when they are tokenized again"]
-
-
-def test_autoawq_does_not_get_rows_that_it_would_drop():
-    tokenizer = bos_tokenizer()
-    within = torch.tensor([[9, 8, 7]])  # begins within a document, and the tool puts <s> before it
-    made = CalibrationSet(within, torch.ones(1, 3, dtype=torch.bool), ((),), ("x",), "x", 0, "pack")
-    with pytest.raises(DataError, match=r"1 of 1 rows, the first of them row 0, have more than the longest row's 3"):
-        for_autoawq(made, tokenizer)
-
-
-@pytest.mark.parametrize("tool", ["llm-compressor", "GPTQModel", "AutoAWQ"])
+@pytest.mark.parametrize("tool", ["llm-compressor", "GPTQModel"])
 def test_weights_are_not_lost_in_silence(tool):
     weighted = dataclasses.replace(rows((12, 12)), weights=(1.0, 2.0))
     calls = {
         "llm-compressor": for_llmcompressor,
         "GPTQModel": for_gptqmodel,
-        "AutoAWQ": lambda r: for_autoawq(r, byte_tokenizer()),
     }
     with pytest.raises(DataError, match=f"{tool} counts every row alike"):
         calls[tool](weighted)

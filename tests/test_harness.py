@@ -34,7 +34,6 @@ from cola_lib.evaluate.harness import run as run_module
 from cola_lib.evaluate.harness.official import CodeScorer, definition, tasks_folder, with_sandbox
 from cola_lib.evaluate.harness.tasks import named
 from cola_lib.evaluate.sandbox import CodeRun, Limits
-from cola_lib.experiments import ResultStore, harness_cell
 from cola_lib.models import LanguageModel
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_models import tiny_language_model
@@ -482,18 +481,6 @@ def test_a_suites_name_holds_what_decides_its_numbers():
     assert len({suite.fingerprint, *(other.fingerprint for other in others)}) == 6
     code = harness_suite("mbpp", limit=5)
     assert code.fingerprint != replace(code, sandbox=Limits(cpu_seconds=50)).fingerprint
-
-
-def test_a_result_is_computed_once_and_found_again(lm, tmp_path, monkeypatch):
-    store = ResultStore(tmp_path)
-    suite = harness_suite("openbookqa", limit=2)
-    first = harness_cell(lm, suite, store)
-    monkeypatch.setattr("cola_lib.experiments.harness.run_harness", lambda *a, **k: pytest.fail("computed again"))
-    assert harness_cell(lm, suite, ResultStore(tmp_path)).report == first.report
-    assert store.to_frame().empty, "a report is no table of scores"
-    packed = tmp_path / "cells.parquet"
-    store.pack(packed)
-    assert harness_cell(lm, suite, ResultStore(tmp_path / "none", packed=[packed])).report == first.report
 
 
 # ---------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_an_unknown_name_loads_installed_plugins(monkeypatch):
             SOURCES.register(SourceInfo("theirs", "", "theirs", "theirs", read=list))
 
     monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [Point()])
-    registry.load_installed_registry.cache_clear()
+    registry.load_installed_plugins.cache_clear()
     assert SOURCES["theirs"].domain == "theirs"
     with pytest.raises(UnknownNameError, match="theirs"):
         SOURCES["thiers"]

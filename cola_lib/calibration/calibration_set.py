@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cola_lib.calibration.formats import Format, Wording
 from cola_lib.calibration.tokenization import Layout, Row, draw_samples, generator, lay_out
 from cola_lib.data import Sample, check_no_overlap, evaluation_index, is_packaged, load_samples
-from cola_lib.errors import DataError, OutputError, SpecError
+from cola_lib.errors import DataError, SpecError
 from cola_lib.fingerprint import fingerprint_tensors
-from cola_lib.folders import written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -262,78 +257,6 @@ class CalibrationSet:
             f"{self.name}: {self.n_samples:,} rows of {self.seq_len:,} ({self.layout}; {worded}{mix}), "
             f"{self.n_tokens:,} effective tokens"
         )
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the set to a folder, whole or not at all.
-
-        Parameters
-        ----------
-        folder : str or Path
-            Gets ``tokens.safetensors`` and ``calibration_set.json``.
-        overwrite : bool
-            Replace what is there.
-
-        Returns
-        -------
-        Path
-            The folder.
-
-        Raises
-        ------
-        OutputError
-            If the folder exists and ``overwrite`` is off, or it cannot be written.
-        """
-        folder = Path(folder)
-        if folder.exists() and not overwrite:
-            raise OutputError(f"{folder} exists: choose another folder, or overwrite it")
-        try:
-            with written_whole(folder) as partial:
-                self._write(partial)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"cannot write {folder}: {error}") from error
-        return folder
-
-    def _write(self, folder: Path) -> None:
-        tensors = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
-        text = json.dumps(facts | {"fingerprint": self.fingerprint}, indent=1, ensure_ascii=False)
-        (folder / _FACTS).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> CalibrationSet:
-        """Read a set that :meth:`save` wrote; one from before there were formats holds its sources' own text.
-
-        Parameters
-        ----------
-        folder : str or Path
-            The folder.
-
-        Raises
-        ------
-        DataError
-            If it is not there, cannot be read, or was altered since.
-        """
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-            tensors: dict[str, Any] = load_file(folder / _TENSORS)
-            stored = facts.pop("fingerprint")
-            facts["sample_ids"] = tuple(map(tuple, facts["sample_ids"]))
-            facts["sources"] = tuple(facts["sources"])
-            weights = facts.pop("weights", None)
-            facts["weights"] = None if weights is None else tuple(weights)
-            found = cls(**tensors, **facts)
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} holds no calibration set: {error.filename} is missing") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise DataError(f"the calibration set in {folder} cannot be read: {error}") from error
-        if found.fingerprint != stored:
-            raise DataError(
-                f"the calibration set in {folder} was altered: its tokens have fingerprint {found.fingerprint}, and "
-                f"{_FACTS} says {stored}. Make it again"
-            )
-        return found
 
 
 def build_calibration_set(

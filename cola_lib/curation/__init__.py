@@ -8,7 +8,7 @@ from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate, Co
 from cola_lib.curation.dataset import Curated, check_folder, compare, describe, measure, read_dataset, write_dataset
 from cola_lib.curation.embeddings import embed
 from cola_lib.curation.generation import SelfCalibrated, SelfGenerated
-from cola_lib.curation.handover import for_autoawq, for_gptqmodel, for_llmcompressor, row_texts
+from cola_lib.curation.handover import for_gptqmodel, for_llmcompressor, row_texts
 from cola_lib.curation.lexical import InformationMix, LengthMixture, TfidfClusters, ZipCal, k_centres, repeated_ngrams
 from cola_lib.curation.making import curate
 from cola_lib.curation.pool import Pool, Rows
@@ -63,7 +63,6 @@ __all__ = [
     "deployment",
     "describe",
     "embed",
-    "for_autoawq",
     "for_gptqmodel",
     "for_llmcompressor",
     "greedy_cover",

@@ -4,7 +4,6 @@ Each function gives keyword arguments for one call of the tool::
 
     oneshot(model=model, recipe=recipe, **for_llmcompressor(rows))      # llm-compressor 0.14
     model.quantize(**for_gptqmodel(rows))                               # GPTQModel 7.7
-    model.quantize(tokenizer, config, **for_autoawq(rows, tokenizer))   # AutoAWQ 0.2, no longer maintained
 
 Where a tool lives in an environment of its own, a folder of :func:`~cola_lib.curation.write_dataset` goes there, and
 its card says the same.
@@ -106,59 +105,6 @@ def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
         "calibration_data_min_length": 0,
         "batch_size": 1,
     }
-
-
-def for_autoawq(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Arguments of AutoAWQ's ``quantize``, which takes texts and tokenizes them itself.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        Unweighted.
-    tokenizer : PreTrainedTokenizerBase
-        That wrote the rows, and that the tool will use.
-
-    Returns
-    -------
-    dict
-        ``calib_data`` is a list of str: see :func:`row_texts`. The tool lays all rows end to end and cuts the whole
-        into blocks of ``max_calib_seq_len``; it would drop a text that becomes longer than that.
-
-    Raises
-    ------
-    DataError
-        If rows are weighted, or a text becomes longer than the longest row.
-
-    Notes
-    -----
-    A row that begins or ends within a word, as packed ones do, can come back as other tokens: how many do is logged.
-    The format follows the tool's ``calib_data.py``; the tool itself, archived in 2025, is not run here.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, for_autoawq
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> tokenizer = byte_tokenizer()
-    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(tokenizer, seq_len=32)
-    >>> for_autoawq(rows.tokens, tokenizer)["calib_data"]
-    ['Haste makes waste.']
-    """
-    _check_unweighted(rows, "AutoAWQ")
-    ids, written = rows.token_lists(), row_texts(rows, tokenizer)
-    again = [tokenizer(text.strip()).input_ids for text in written]
-    longest = max(map(len, ids))
-    grown = [i for i, row in enumerate(again) if len(row) > longest]
-    if grown:
-        raise DataError(
-            f"calibration set {rows.name!r}: {len(grown)} of {len(ids)} rows, the first of them row {grown[0]}, have "
-            f"more than the longest row's {longest:,} tokens when they are tokenized again, and AutoAWQ would drop "
-            "them; take shorter rows and layout 'pad'"
-        )
-    other = sum(before != after for before, after in zip(ids, again, strict=True))
-    if other:
-        log.warning("%s: %d of %d rows become other tokens when they are tokenized again", rows.name, other, len(ids))
-    return {"calib_data": written, "max_calib_samples": rows.n_samples, "max_calib_seq_len": longest}
 
 
 def row_texts(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -338,28 +338,6 @@ class Pool(Remembering):
         """
         return self.remember(self._place(lm, rows, key), lambda: row_features(lm, rows.tokens, probes, progress=False))
 
-    def prepare(self, lm: LanguageModel, rows: Rows, wanted: Mapping[Hashable, Mapping[str, Probe]]) -> None:
-        """Measure what several strategies will ask for, in one run over the rows instead of one for each.
-
-        Parameters
-        ----------
-        lm : LanguageModel
-            Left as it is.
-        rows : Rows
-            Of :meth:`rows`.
-        wanted : mapping of hashable to mapping of str to Probe
-            For each key that :meth:`features` will be called with, its probes.
-        """
-        missing = {key: probes for key, probes in wanted.items() if self._place(lm, rows, key) not in self._kept}
-        places = [(key, name) for key, probes in missing.items() for name in probes]
-        flat = {str(i): missing[key][name] for i, (key, name) in enumerate(places)}
-        if not flat:
-            return
-        measured = row_features(lm, rows.tokens, flat, progress=False)
-        found = dict(zip(places, measured.values(), strict=True))
-        for key, probes in missing.items():
-            self._kept[self._place(lm, rows, key)] = {name: found[key, name] for name in probes}
-
     @staticmethod
     def _place(lm: LanguageModel, rows: Rows, key: Hashable) -> Hashable:
         return ("features", lm.fingerprint, rows.tokens.fingerprint, key)

@@ -4,7 +4,6 @@ from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
 from cola_lib.experiments.engines import ENGINES, SweepResult, TaskResult, Worker, look_at_sweep, run_sweep
 from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, LabelledSet, as_spec, as_strategy
-from cola_lib.experiments.harness import harness_cell, harness_key
 from cola_lib.experiments.outside import OutsideRecipe, outside_key, run_outside
 from cola_lib.experiments.runner import (
     CELL_COLUMNS,
@@ -52,8 +51,6 @@ __all__ = [
     "cell_key",
     "current_versions",
     "device_name",
-    "harness_cell",
-    "harness_key",
     "look_at_sweep",
     "outside_key",
     "read_scores",

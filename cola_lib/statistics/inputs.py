@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -565,66 +562,3 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
         return LayerStatistics(scaled, self.model, tuple(f"{weight:g}*{name}" for name in self.calibration))
 
     __rmul__ = __mul__
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one safetensors file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path
-            Of the file. The Gram matrices are written as they are, both halves.
-        """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        tensors: dict[str, Tensor] = {}
-        for (block, group), stats in self.inputs.items():
-            tensors[f"{block}.{group}.gram"] = stats.gram
-            tensors[f"{block}.{group}.abs_sum"] = stats.abs_sum
-            if stats.abs_max is not None:
-                tensors[f"{block}.{group}.abs_max"] = stats.abs_max.clone()  # a scaled copy may share it
-        about: dict[str, Any] = {
-            "model": self.model,
-            "calibration": list(self.calibration),
-            "n_tokens": {f"{block}.{group}": stats.n_tokens for (block, group), stats in self.inputs.items()},
-        }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata={"cola": json.dumps(about)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> LayerStatistics:
-        """Read what :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path : path
-            Of the file.
-        device : torch.device
-            Where the sums go.
-
-        Raises
-        ------
-        DataError
-            If the file was not written by :meth:`save`.
-
-        Notes
-        -----
-        A file from before channel maxima were gathered is read without them: it serves every method that does not ask.
-        """
-        from safetensors import safe_open
-
-        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
-            about = json.loads((file.metadata() or {}).get("cola", "null"))
-            if about is None:
-                raise DataError(f"{path}: a safetensors file, but not of layer statistics")
-            inputs, held = {}, set(file.keys())
-            for name, n_tokens in about["n_tokens"].items():
-                block, group = name.split(".", 1)
-                gram, abs_sum = file.get_tensor(f"{name}.gram"), file.get_tensor(f"{name}.abs_sum")
-                abs_max = file.get_tensor(f"{name}.abs_max") if f"{name}.abs_max" in held else None
-                inputs[int(block), group] = InputStatistics(gram, abs_sum, n_tokens, abs_max)
-        return cls(inputs, about["model"], tuple(about["calibration"]))

@@ -14,8 +14,6 @@ from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language,
 from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
-    findings_from_json,
-    findings_to_json,
     judge_family,
     overall,
 )
@@ -64,8 +62,6 @@ __all__ = [
     "c18_robust",
     "c19_cheap",
     "compare",
-    "findings_from_json",
-    "findings_to_json",
     "judge_family",
     "matters",
     "overall",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -138,53 +137,6 @@ class Finding:
             "verdict": Verdict(said) if said else None,
         }
         return cls(**{**values, **own})
-
-
-def findings_to_json(findings: Sequence[Finding]) -> str:
-    """Write findings as text.
-
-    Parameters
-    ----------
-    findings : sequence of Finding
-        In the order in which they are to be read.
-
-    Returns
-    -------
-    str
-        JSON.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Finding, findings_to_json
-    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
-    >>> import json
-    >>> json.loads(findings_to_json([finding]))[0]["part"]
-    'wanda · math'
-    """
-    return json.dumps([finding.to_dict() for finding in findings], indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def findings_from_json(text: str) -> list[Finding]:
-    """Read what :func:`findings_to_json` wrote.
-
-    Parameters
-    ----------
-    text : str
-        JSON.
-
-    Returns
-    -------
-    list of Finding
-        In the same order.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Finding, findings_from_json, findings_to_json
-    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
-    >>> findings_from_json(findings_to_json([finding])) == [finding]
-    True
-    """
-    return [Finding.from_dict(values) for values in json.loads(text)]
 
 
 def judge_family(findings: Sequence[Finding], level: float = 0.05) -> list[Finding]:

