@@ -15,23 +15,25 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from cola_lib.activations import (
     Activations,
-    PooledActivations,
-    Spectrum,
-    channel_kurtosis,
-    collect_activations,
     coverage,
-    effective_rank,
-    eigen_spectrum,
-    frechet_distance,
     mmd,
-    outlier_channels,
-    outlier_overlap,
     pooled_activations,
     set_features,
-    subspace_share,
     target_features,
     vendi_score,
 )
+from cola_lib.activations.features import collect_activations
+from cola_lib.activations.measures import (
+    Spectrum,
+    channel_kurtosis,
+    effective_rank,
+    eigen_spectrum,
+    frechet_distance,
+    outlier_channels,
+    outlier_overlap,
+    subspace_share,
+)
+from cola_lib.activations.pooled import PooledActivations
 from cola_lib.calibration import CalibrationSet
 from cola_lib.errors import DataError, NumericsError, SpecError, UnknownNameError
 from cola_lib.statistics import InputStatistics, LayerStatistics

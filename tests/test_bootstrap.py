@@ -16,17 +16,16 @@ from cola_lib.analysis import (
     condition,
     difference,
     difference_table,
-    estimate,
     gain_table,
     holm,
-    permutation_test,
     ratio,
     retention_table,
-    score_interval,
     score_table,
     source_matters,
     source_table,
 )
+from cola_lib.analysis.bootstrap import estimate, score_interval
+from cola_lib.analysis.permutation import permutation_test
 from cola_lib.errors import DataError, UnknownNameError
 
 

@@ -27,8 +27,8 @@ from cola_lib.analysis import (
     scorecard_parts,
     source_versus_method,
 )
-from cola_lib.analysis.claims import MARGIN, PRUNING, QUANTIZATION, UNITS, Verdict, matters, verdict
-from cola_lib.analysis.claims.effects import unit_of
+from cola_lib.analysis.claims import MARGIN, PRUNING, UNITS, Verdict, matters, verdict
+from cola_lib.analysis.claims.effects import QUANTIZATION, unit_of
 from cola_lib.compress import PRUNERS, QUANTIZERS
 from cola_lib.errors import DataError, UnknownNameError
 from tests.simulated_grids import simulated_grid

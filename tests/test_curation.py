@@ -28,17 +28,15 @@ from cola_lib.curation import (
     candidates,
     cover,
     deployment,
-    embed,
-    greedy_cover,
-    greedy_volume,
-    k_centres,
     load_target,
-    repeated_ngrams,
     select_streaming,
     strategy,
 )
+from cola_lib.curation.activation import greedy_cover, greedy_volume
 from cola_lib.curation.base import alternating, nearest_to_centres, shares
 from cola_lib.curation.cola import token_similarity
+from cola_lib.curation.embeddings import embed
+from cola_lib.curation.lexical import k_centres, repeated_ngrams
 from cola_lib.data import Sample
 from cola_lib.errors import DataError, SpecError, UnknownNameError
 from cola_lib.evaluate import row_nll

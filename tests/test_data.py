@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cola_lib.data import SOURCES, Sample, content_hash, domain_of, load_samples, normalised, source_info, source_names
+from cola_lib.data import SOURCES, Sample, content_hash, domain_of, load_samples, source_info, source_names
 from cola_lib.data.benchmarks import MMLU_GROUPS, MMLU_SUBJECTS
 from cola_lib.data.corpora import MULTILINGUAL_LANGUAGES, cut, cut_by_script
 from cola_lib.data.external import is_external, parse_hub_name
@@ -23,6 +23,7 @@ from cola_lib.data.languages import (
     script_language,
     stored_languages,
 )
+from cola_lib.data.sample import normalised
 from cola_lib.errors import ColaError, DataError, UnknownNameError
 
 CHOICE = ("arc", "csqa", "siqa", "piqa", "hellaswag", "winogrande", "openbookqa", "boolq", "mmlu")

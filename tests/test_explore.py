@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cola_lib.analysis import KEPT, NO_DATA, explore_table, gain_over, retention_table
+from cola_lib.analysis import KEPT, explore_table, gain_over, retention_table
+from cola_lib.analysis.explore import NO_DATA
 from cola_lib.errors import DataError, StoreError
 from cola_lib.experiments import CellResult, ResultStore, cell_key, read_scores
 from tests.simulated_grids import simulated_grid

@@ -13,15 +13,9 @@ from cola_lib.calibration import calibration_set
 from cola_lib.compress import compress, method_spec, save_checkpoint
 from cola_lib.errors import ColaError, NumericsError, OutputError, SpecError
 from cola_lib.evaluate import row_nll
-from cola_lib.export import (
-    check_exportable,
-    export_quantized,
-    export_sparse,
-    pack_rows,
-    quantization_config,
-    sparsity_of,
-    vllm_limits,
-)
+from cola_lib.export import check_exportable, export_quantized, export_sparse, quantization_config, sparsity_of
+from cola_lib.export.packed import vllm_limits
+from cola_lib.export.packing import pack_rows
 from cola_lib.models import load_model
 from tests.byte_tokenizer import byte_tokenizer
 from tests.test_walk import rows

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cola_lib.activations import (
-    OUTPUT,
     Probe,
     energy_probe,
     moments_probe,
@@ -18,8 +17,8 @@ from cola_lib.activations import (
     projection_probe,
     row_features,
     sketch_probe,
-    token_mean,
 )
+from cola_lib.activations.rows import OUTPUT, token_mean
 from cola_lib.compress import METHODS, compress, gptq, method_spec, sparsegpt, sweep
 from cola_lib.compress.captured import Captured
 from cola_lib.evaluate import EvalItem, Suite, evaluate, likelihood

@@ -19,19 +19,12 @@ from cola_lib.data import load_samples
 from cola_lib.data.published import published
 from cola_lib.errors import DataError, SandboxError, SpecError, UnknownNameError
 from cola_lib.evaluate import EvalItem, Suite, evaluate
-from cola_lib.evaluate.harness import (
-    GROUPS,
-    HARNESS_TASKS,
-    SUITES,
-    HarnessResult,
-    harness_suite,
-    interval,
-    result_of,
-    run_harness,
-)
+from cola_lib.evaluate.harness import GROUPS, SUITES, HarnessResult, harness_suite, interval, run_harness
 from cola_lib.evaluate.harness import official as official_module
 from cola_lib.evaluate.harness import run as run_module
 from cola_lib.evaluate.harness.official import CodeScorer, definition, tasks_folder, with_sandbox
+from cola_lib.evaluate.harness.result import result_of
+from cola_lib.evaluate.harness.tasks import TASKS as HARNESS_TASKS
 from cola_lib.evaluate.harness.tasks import named
 from cola_lib.evaluate.sandbox import CodeRun, Limits
 from cola_lib.models import LanguageModel

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from cola_lib.errors import DataError, NumericsError, SpecError
-from cola_lib.evaluate import EvalItem, Suite, encode_request, evaluate, reference_of, rows_of
+from cola_lib.evaluate import EvalItem, Suite, evaluate, reference_of, rows_of
 from cola_lib.evaluate.likelihood import JS_STRIDE, N_BINS, Head, _check_head, plan_batches
-from cola_lib.evaluate.requests import Request
+from cola_lib.evaluate.requests import Request, encode_request
 from cola_lib.models import LanguageModel, tiny_model
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_models import MODEL_TYPES, tiny_language_model

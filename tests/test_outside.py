@@ -9,7 +9,8 @@ import pytest
 
 from cola_lib.errors import ColaError, SpecError
 from cola_lib.evaluate import evaluate
-from cola_lib.experiments import CellResult, OutsideRecipe, ResultStore, as_strategy, outside_key
+from cola_lib.experiments import CellResult, OutsideRecipe, ResultStore, as_strategy
+from cola_lib.experiments.outside import outside_key
 from tests.test_selection import POOL, experiment, small  # noqa: F401 - fixtures
 
 RECIPE = OutsideRecipe(bits=4, group_size=16)

@@ -6,17 +6,8 @@ import pytest
 import torch
 
 from cola_lib.compress import compress, method_spec, restored
-from cola_lib.curation import (
-    OBJECTIVES,
-    EnergyObjective,
-    GramObjective,
-    Pool,
-    Proxy,
-    Target,
-    WandaObjective,
-    deployment,
-    strategy,
-)
+from cola_lib.curation import OBJECTIVES, Pool, Proxy, Target, deployment, strategy
+from cola_lib.curation.proxy import EnergyObjective, GramObjective, WandaObjective
 from cola_lib.errors import SpecError
 from cola_lib.statistics import collect_statistics
 from tests.test_curation import SEQ_LEN, WORDS, aim, lm, pool, select, texts  # noqa: F401 - lm and pool are fixtures

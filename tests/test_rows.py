@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cola_lib.activations import (
-    OUTPUT,
     Probe,
     energy_probe,
     length_batches,
@@ -17,6 +16,7 @@ from cola_lib.activations import (
     row_features,
     sketch_probe,
 )
+from cola_lib.activations.rows import OUTPUT
 from cola_lib.errors import SpecError, UnknownNameError
 from cola_lib.statistics import collect_statistics
 from tests.test_walk import rows

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.same_numbers import compared, differing
-from cola_lib.analysis import held_out_correlation, permutation_test, simulated_grid
+from cola_lib.analysis import held_out_correlation, simulated_grid
+from cola_lib.analysis.permutation import permutation_test
 
 SOURCES = {"c4": 0.0, "code": 0.02, "math": 0.04, "web": 0.01, "books": 0.03}
 

@@ -9,18 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cola_lib.compress import (
-    compress,
-    method_spec,
-    restored,
-    rounding_of,
-    rtn,
-    save_checkpoint,
-    smoothquant,
-    smoothquant_scale,
-)
+from cola_lib.compress import compress, method_spec, restored, rtn, save_checkpoint, smoothquant
 from cola_lib.compress.block import fold
-from cola_lib.compress.smoothquant import AFTER_NORM
+from cola_lib.compress.smoothquant import AFTER_NORM, rounding_of, smoothquant_scale
 from cola_lib.errors import DataError, NumericsError, SpecError, UnknownNameError
 from cola_lib.export import check_exportable, export_quantized, export_sparse
 from cola_lib.finetune import TuneSpec, finetune

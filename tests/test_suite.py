@@ -8,9 +8,10 @@ import pytest
 
 from cola_lib.data import load_samples, source_names
 from cola_lib.errors import DataError, UnknownNameError
-from cola_lib.evaluate import CAPABILITIES, LINES, TASKS, EvalItem, Suite, capability_suite, rows_of, source_suite
+from cola_lib.evaluate import CAPABILITIES, LINES, EvalItem, Suite, capability_suite, rows_of, source_suite
 from cola_lib.evaluate import suite as suite_module
 from cola_lib.evaluate.requests import split_spaces
+from cola_lib.evaluate.suite import TASKS
 
 BUDGET = 3000
 

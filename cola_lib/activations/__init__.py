@@ -1,22 +1,9 @@
 """What texts do inside a model: pooled block outputs, and measures of one set and of one set for another."""
 
-from cola_lib.activations.features import Activations, collect_activations, set_features, target_features
-from cola_lib.activations.measures import (
-    Spectrum,
-    channel_kurtosis,
-    coverage,
-    effective_rank,
-    eigen_spectrum,
-    frechet_distance,
-    mmd,
-    outlier_channels,
-    outlier_overlap,
-    subspace_share,
-    vendi_score,
-)
-from cola_lib.activations.pooled import PooledActivations, pooled_activations
+from cola_lib.activations.features import Activations, set_features, target_features
+from cola_lib.activations.measures import coverage, mmd, vendi_score
+from cola_lib.activations.pooled import pooled_activations
 from cola_lib.activations.rows import (
-    OUTPUT,
     Probe,
     energy_probe,
     length_batches,
@@ -26,27 +13,16 @@ from cola_lib.activations.rows import (
     projection_probe,
     row_features,
     sketch_probe,
-    token_mean,
 )
 
 __all__ = [
-    "OUTPUT",
     "Activations",
-    "PooledActivations",
     "Probe",
-    "Spectrum",
-    "channel_kurtosis",
-    "collect_activations",
     "coverage",
-    "effective_rank",
-    "eigen_spectrum",
     "energy_probe",
-    "frechet_distance",
     "length_batches",
     "mmd",
     "moments_probe",
-    "outlier_channels",
-    "outlier_overlap",
     "peak_probe",
     "pooled_activations",
     "pooled_probe",
@@ -54,8 +30,6 @@ __all__ = [
     "row_features",
     "set_features",
     "sketch_probe",
-    "subspace_share",
     "target_features",
-    "token_mean",
     "vendi_score",
 ]

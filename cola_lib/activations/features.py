@@ -57,7 +57,7 @@ class Activations:
 
     Examples
     --------
-    >>> from cola_lib.activations import collect_activations
+    >>> from cola_lib.activations.features import collect_activations
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
@@ -171,7 +171,7 @@ def collect_activations(
 
     Examples
     --------
-    >>> from cola_lib.activations import collect_activations
+    >>> from cola_lib.activations.features import collect_activations
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
@@ -221,7 +221,8 @@ def set_features(calibration: Activations, *, groups: Sequence[str] = GROUPS) ->
 
     Examples
     --------
-    >>> from cola_lib.activations import collect_activations, set_features
+    >>> from cola_lib.activations import set_features
+    >>> from cola_lib.activations.features import collect_activations
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
@@ -274,7 +275,8 @@ def target_features(
 
     Examples
     --------
-    >>> from cola_lib.activations import collect_activations, target_features
+    >>> from cola_lib.activations import target_features
+    >>> from cola_lib.activations.features import collect_activations
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()

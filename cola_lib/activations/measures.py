@@ -97,7 +97,7 @@ class Spectrum:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import Spectrum
+    >>> from cola_lib.activations.measures import Spectrum
     >>> spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 4.0, 2.0])))
     >>> spectrum.values.tolist()
     [0.5714285714285714, 0.2857142857142857, 0.14285714285714285]
@@ -235,7 +235,7 @@ def frechet_distance(a: Tensor, b: Tensor, n_components: int = 16) -> float:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import frechet_distance
+    >>> from cola_lib.activations.measures import frechet_distance
     >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
     >>> round(frechet_distance(a, a), 6), round(frechet_distance(a, a + torch.tensor([3.0, 0.0])), 6)
     (0.0, 9.0)
@@ -393,7 +393,7 @@ def effective_rank(gram: Tensor | Spectrum) -> float:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import effective_rank
+    >>> from cola_lib.activations.measures import effective_rank
     >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.diag(torch.tensor([9.0, 1.0]))), 3)
     (4.0, 1.384)
     """
@@ -430,7 +430,7 @@ def eigen_spectrum(gram: Tensor | Spectrum, n: int = 64) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import eigen_spectrum
+    >>> from cola_lib.activations.measures import eigen_spectrum
     >>> eigen_spectrum(torch.diag(torch.tensor([1.0, 3.0, 4.0])), n=2)
     tensor([0.5000, 0.3750], dtype=torch.float64)
     """
@@ -486,7 +486,7 @@ def subspace_share(
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import subspace_share
+    >>> from cola_lib.activations.measures import subspace_share
     >>> calibration, target = torch.diag(torch.tensor([5.0, 1.0])), torch.diag(torch.tensor([3.0, 1.0]))
     >>> subspace_share(calibration, target, k=1)
     0.75
@@ -537,7 +537,7 @@ def outlier_channels(gram: Tensor, share: float = OUTLIER_SHARE) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import outlier_channels
+    >>> from cola_lib.activations.measures import outlier_channels
     >>> outlier_channels(torch.diag(torch.tensor([1.0, 90.0, 2.0, 40.0])), share=0.5)
     tensor([1, 3])
     """
@@ -576,7 +576,7 @@ def outlier_overlap(calibration_gram: Tensor, target_gram: Tensor, share: float 
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import outlier_overlap
+    >>> from cola_lib.activations.measures import outlier_overlap
     >>> one = torch.diag(torch.tensor([9.0, 8.0, 1.0, 1.0]))
     >>> other = torch.diag(torch.tensor([9.0, 1.0, 8.0, 1.0]))
     >>> round(outlier_overlap(one, other, share=0.5), 3)
@@ -622,7 +622,7 @@ def channel_kurtosis(gram: Tensor) -> float:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import channel_kurtosis
+    >>> from cola_lib.activations.measures import channel_kurtosis
     >>> channel_kurtosis(torch.eye(4)), channel_kurtosis(torch.diag(torch.tensor([1.0, 0.0, 0.0, 0.0])))
     (1.0, 4.0)
     """

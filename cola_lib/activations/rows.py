@@ -49,7 +49,9 @@ class Probe:
 
     Examples
     --------
-    >>> from cola_lib.activations import OUTPUT, Probe, row_features, token_mean
+    >>> from cola_lib.activations import Probe, row_features
+    >>> from cola_lib.activations.rows import OUTPUT
+    >>> from cola_lib.activations.rows import token_mean
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
@@ -88,7 +90,7 @@ def token_mean(states: Tensor, mask: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.activations import token_mean
+    >>> from cola_lib.activations.rows import token_mean
     >>> states = torch.tensor([[[1.0], [3.0], [99.0]]])
     >>> token_mean(states, torch.tensor([[True, True, False]])).tolist()
     [[2.0]]

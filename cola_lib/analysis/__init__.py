@@ -1,9 +1,8 @@
 """Analysis: from stored scores to differences with intervals, and to verdicts on claims."""
 
-from cola_lib.analysis.bootstrap import difference, estimate, ratio, rng_of, score_interval
+from cola_lib.analysis.bootstrap import difference, ratio
 from cola_lib.analysis.claims import (
     CLAIMS,
-    DOMAINS,
     MARGIN,
     Claim,
     Finding,
@@ -38,10 +37,10 @@ from cola_lib.analysis.claims import (
     verdict,
 )
 from cola_lib.analysis.estimates import Estimate
-from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
-from cola_lib.analysis.league import Ranking, mean_ranks, overall_gains
+from cola_lib.analysis.explore import KEPT, explore_table, gain_over
+from cola_lib.analysis.league import mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
-from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
+from cola_lib.analysis.permutation import holm, source_matters
 from cola_lib.analysis.proxy import (
     DIVERSITY,
     REPRESENTATIVENESS,
@@ -51,9 +50,8 @@ from cola_lib.analysis.proxy import (
     proxy_table,
     rank_correlations,
 )
-from cola_lib.analysis.ranks import Correlation, HeldOut, held_out_correlation, held_out_table, spearman
+from cola_lib.analysis.ranks import held_out_correlation, held_out_table, spearman
 from cola_lib.analysis.retention import (
-    BY,
     cell_table,
     difference_table,
     gain_table,
@@ -61,32 +59,22 @@ from cola_lib.analysis.retention import (
     score_table,
     source_table,
 )
-from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
+from cola_lib.analysis.scores import Condition, condition
 from cola_lib.analysis.simulation import simulated_grid
 from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
 
 __all__ = [
-    "BY",
     "CLAIMS",
-    "DOMAINS",
     "DIVERSITY",
     "MARGIN",
-    "NO_DATA",
     "REPRESENTATIVENESS",
-    "SCORES",
-    "BinnedCondition",
     "Claim",
     "Condition",
-    "Correlation",
     "Estimate",
     "Finding",
-    "HeldOut",
     "KEPT",
     "Options",
-    "PermutationTest",
-    "Ranking",
-    "Score",
     "Verdict",
     "c1_length",
     "c2_amount",
@@ -115,7 +103,6 @@ __all__ = [
     "difference_table",
     "gain_over",
     "gain_table",
-    "estimate",
     "explore_table",
     "held_out_correlation",
     "held_out_table",
@@ -128,14 +115,10 @@ __all__ = [
     "needed_correlation",
     "overall",
     "overall_gains",
-    "permutation_test",
     "proxy_table",
     "rank_correlations",
     "ratio",
     "retention_table",
-    "rng_of",
-    "score_interval",
-    "score_named",
     "score_table",
     "scorecard",
     "scorecard_markdown",

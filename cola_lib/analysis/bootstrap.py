@@ -81,7 +81,8 @@ def score_interval(
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.analysis import score_interval, simulated_grid
+    >>> from cola_lib.analysis import simulated_grid
+    >>> from cola_lib.analysis.bootstrap import score_interval
     >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
     >>> found = score_interval(frame[frame["source"] == "c4"], rng=np.random.default_rng(0))
     >>> found.low < found.value < found.high
@@ -263,7 +264,8 @@ def estimate(
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.analysis import condition, estimate, simulated_grid
+    >>> from cola_lib.analysis import condition, simulated_grid
+    >>> from cola_lib.analysis.bootstrap import estimate
     >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
     >>> both = [condition(frame[frame["source"] == source]) for source in ("c4", "code")]
     >>> found = estimate(both, lambda c4, code: 1 - code / c4, rng=np.random.default_rng(0))
@@ -431,7 +433,7 @@ def rng_of(seed: int, name: Mapping[str, Any]) -> np.random.Generator:
 
     Examples
     --------
-    >>> from cola_lib.analysis import rng_of
+    >>> from cola_lib.analysis.bootstrap import rng_of
     >>> rng_of(0, {"source": "c4"}).random() == rng_of(0, {"source": "c4"}).random()
     True
     """

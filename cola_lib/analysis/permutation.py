@@ -135,7 +135,7 @@ def permutation_test(
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.analysis import permutation_test
+    >>> from cola_lib.analysis.permutation import permutation_test
     >>> scores = {"c4": np.array([1.0, 1.1, 1.2]), "code": np.array([2.0, 2.1, 2.2])}
     >>> test = permutation_test(scores, rng=np.random.default_rng(0))
     >>> test.p_value == test.smallest_p, test.exact

@@ -40,7 +40,7 @@ class Score:
     Examples
     --------
     >>> import pandas as pd
-    >>> from cola_lib.analysis import score_named
+    >>> from cola_lib.analysis.scores import score_named
     >>> score = score_named("bits_per_byte")
     >>> score.lower_is_better, score.columns
     (True, ('nll', 'n_bytes'))
@@ -166,7 +166,7 @@ def score_named(name: str) -> Score:
 
     Examples
     --------
-    >>> from cola_lib.analysis import score_named
+    >>> from cola_lib.analysis.scores import score_named
     >>> score_named("accuracy").lower_is_better
     False
     """
@@ -285,7 +285,7 @@ class BinnedCondition(Condition):
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.analysis import BinnedCondition
+    >>> from cola_lib.analysis.scores import BinnedCondition
     >>> gaps = np.array([[[2.0, 1.0]], [[-1.0, 0.0]]])  # two bins, one draw, two items
     >>> condition = BinnedCondition(gaps, np.array([10.0, 10.0]), np.array([0, 0]), ("a", "b"), ("riddles",), (0,))
     >>> condition.value().item()  # (|2 + 1| + |-1 + 0|) / 20

@@ -1,16 +1,16 @@
 """Methods that prune or quantize: each a page of mathematics on one weight, and one way to apply them."""
 
 from cola_lib.compress.api import CompressionReport, compress, restored, settle
-from cola_lib.compress.awq import AWQ, awq, awq_clip, awq_scale
+from cola_lib.compress.awq import AWQ, awq
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
 from cola_lib.compress.gptq import GPTQ, gptq
 from cola_lib.compress.lowrank import JointLowRank, joint_lowrank
 from cola_lib.compress.magnitude import Magnitude, magnitude
-from cola_lib.compress.quantized import OnGrid, QuantizedWeight
+from cola_lib.compress.quantized import QuantizedWeight
 from cola_lib.compress.ria import RIA, ria
 from cola_lib.compress.rtn import RTN, rtn
-from cola_lib.compress.smoothquant import SmoothQuant, rounding_of, smoothquant, smoothquant_scale
+from cola_lib.compress.smoothquant import SmoothQuant, smoothquant
 from cola_lib.compress.sparsegpt import SparseGPT, sparsegpt
 from cola_lib.compress.specs import METHODS, Problem, PruneSpec, QuantSpec, Solution, Spec, method_spec
 from cola_lib.compress.wanda import Wanda, wanda
@@ -34,7 +34,6 @@ __all__ = [
     "BlockUpdate",
     "CompressionReport",
     "LayerReport",
-    "OnGrid",
     "Problem",
     "PruneSpec",
     "QuantSpec",
@@ -42,8 +41,6 @@ __all__ = [
     "Solution",
     "Spec",
     "awq",
-    "awq_clip",
-    "awq_scale",
     "check_dense",
     "check_output",
     "checkpoint_folder",
@@ -55,12 +52,10 @@ __all__ = [
     "method_spec",
     "restored",
     "ria",
-    "rounding_of",
     "rtn",
     "save_checkpoint",
     "settle",
     "smoothquant",
-    "smoothquant_scale",
     "sparsegpt",
     "wanda",
     "write_report",

@@ -136,7 +136,8 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: AWQ, rows: Tensor | None 
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.compress import awq_scale, method_spec
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.compress.awq import awq_scale
     >>> from cola_lib.statistics import InputStatistics, gram_matrix
     >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
     >>> stats = InputStatistics.empty(4)
@@ -204,7 +205,8 @@ def awq_clip(W: Tensor, gram: Tensor, spec: AWQ) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.compress import awq_clip, method_spec
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.compress.awq import awq_clip
     >>> from cola_lib.statistics import InputStatistics, gram_matrix
     >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
     >>> stats = InputStatistics.empty(4)

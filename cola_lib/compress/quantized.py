@@ -27,7 +27,7 @@ class OnGrid(NamedTuple):
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.compress import OnGrid
+    >>> from cola_lib.compress.quantized import OnGrid
     >>> from cola_lib.compress.grid import Grid
     >>> grid = Grid(scale=torch.tensor([[0.5]]), low=torch.tensor([[-1.0]]), high=torch.tensor([[2.0]]))
     >>> rounded = OnGrid(torch.tensor([[-0.5, 1.0]]), grid)

@@ -130,7 +130,7 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.compress import smoothquant_scale
+    >>> from cola_lib.compress.smoothquant import smoothquant_scale
     >>> smoothquant_scale(torch.tensor([[1.0, 0.25]]), abs_max=torch.tensor([4.0, 16.0]), alpha=0.5).tolist()
     [2.0, 8.0]
     """
@@ -269,7 +269,8 @@ def rounding_of(stats: ChannelSums | None, spec: QuantSpec, layer: str, scale: T
 
     Examples
     --------
-    >>> from cola_lib.compress import method_spec, rounding_of
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.compress.smoothquant import rounding_of
     >>> rounding_of(None, method_spec("rtn", bits=8, act_bits=8), "model.layers.0.mlp.up_proj")
     InputRounding(bits=8, step=None)
     """

@@ -1,27 +1,25 @@
 """Ways of choosing a calibration set: COLA, its rivals, and one that asks the compression itself."""
 
-from cola_lib.curation.activation import CentroidDistance, OutlierCover, SpectralVolume, greedy_cover, greedy_volume
+from cola_lib.curation.activation import CentroidDistance, OutlierCover, SpectralVolume
 from cola_lib.curation.base import STRATEGIES, Brief, Strategy, at_tokens, strategy
 from cola_lib.curation.baselines import Random, RandomTokens, ShuffledWords, UniformMix
-from cola_lib.curation.cola import Cola, Coverage, activation_vectors, cover
+from cola_lib.curation.cola import Cola, activation_vectors, cover
 from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate, Composition, candidates
 from cola_lib.curation.dataset import Curated, check_folder, compare, describe, measure, read_dataset, write_dataset
-from cola_lib.curation.embeddings import embed
 from cola_lib.curation.generation import SelfCalibrated, SelfGenerated
 from cola_lib.curation.handover import for_gptqmodel, for_llmcompressor, row_texts
-from cola_lib.curation.lexical import InformationMix, LengthMixture, TfidfClusters, ZipCal, k_centres, repeated_ngrams
+from cola_lib.curation.lexical import InformationMix, LengthMixture, TfidfClusters, ZipCal
 from cola_lib.curation.making import curate
 from cola_lib.curation.pool import Pool, Rows
-from cola_lib.curation.proxy import OBJECTIVES, EnergyObjective, GramObjective, Proxy, WandaObjective
+from cola_lib.curation.proxy import OBJECTIVES, Proxy
 from cola_lib.curation.streaming import select_streaming
 from cola_lib.curation.surprise import Perplexity
-from cola_lib.curation.target import GENERAL, OFF_TARGET, TARGET_SAMPLES, Target, deployment, load_target
+from cola_lib.curation.target import GENERAL, TARGET_SAMPLES, Target, deployment, load_target
 
 __all__ = [
     "COLA_COMPOSITION",
     "GENERAL",
     "OBJECTIVES",
-    "OFF_TARGET",
     "PLAIN",
     "STRATEGIES",
     "TARGET_SAMPLES",
@@ -30,10 +28,7 @@ __all__ = [
     "CentroidDistance",
     "Cola",
     "Composition",
-    "Coverage",
     "Curated",
-    "EnergyObjective",
-    "GramObjective",
     "InformationMix",
     "LengthMixture",
     "OutlierCover",
@@ -51,7 +46,6 @@ __all__ = [
     "Target",
     "TfidfClusters",
     "UniformMix",
-    "WandaObjective",
     "ZipCal",
     "activation_vectors",
     "at_tokens",
@@ -62,16 +56,11 @@ __all__ = [
     "curate",
     "deployment",
     "describe",
-    "embed",
     "for_gptqmodel",
     "for_llmcompressor",
-    "greedy_cover",
-    "greedy_volume",
-    "k_centres",
     "load_target",
     "measure",
     "read_dataset",
-    "repeated_ngrams",
     "row_texts",
     "select_streaming",
     "strategy",

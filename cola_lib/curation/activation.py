@@ -205,7 +205,7 @@ def greedy_cover(covers: np.ndarray, weights: np.ndarray, n: int) -> list[int]:
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.curation import greedy_cover
+    >>> from cola_lib.curation.activation import greedy_cover
     >>> covers = np.array([[True, True, False], [True, False, False], [False, False, True]])
     >>> greedy_cover(covers, np.ones(3), n=2)
     [0, 2]
@@ -296,7 +296,7 @@ def greedy_volume(vectors: np.ndarray, n: int, ridge: float = 1.0) -> list[int]:
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.curation import greedy_volume
+    >>> from cola_lib.curation.activation import greedy_volume
     >>> greedy_volume(np.array([[2.0, 0.0], [1.9, 0.0], [0.0, 1.0]]), n=2)
     [0, 2]
     """

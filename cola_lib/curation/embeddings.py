@@ -56,7 +56,8 @@ def embed(kind: str, lm: LanguageModel, *sides: tuple[Pool, Rows]) -> list[Array
 
     Examples
     --------
-    >>> from cola_lib.curation import Pool, embed
+    >>> from cola_lib.curation import Pool
+    >>> from cola_lib.curation.embeddings import embed
     >>> from cola_lib.data import Sample
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()

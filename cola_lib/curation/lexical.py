@@ -172,7 +172,7 @@ def k_centres(vectors: np.ndarray, n: int) -> list[int]:
     Examples
     --------
     >>> import numpy as np
-    >>> from cola_lib.curation import k_centres
+    >>> from cola_lib.curation.lexical import k_centres
     >>> k_centres(np.array([[0.0], [1.0], [5.0]]), n=2)
     [0, 2]
     """
@@ -267,7 +267,7 @@ def repeated_ngrams(ids: Sequence[int], n: int = 4) -> float:
 
     Examples
     --------
-    >>> from cola_lib.curation import repeated_ngrams
+    >>> from cola_lib.curation.lexical import repeated_ngrams
     >>> repeated_ngrams([1, 2, 1, 2, 1, 2], n=2), repeated_ngrams([1, 2, 3, 4], n=2)
     (0.6, 0.0)
     """

@@ -125,7 +125,7 @@ class EnergyObjective(Objective):
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.curation import EnergyObjective
+    >>> from cola_lib.curation.proxy import EnergyObjective
     >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
     >>> targets = [torch.tensor([[8.0, 2.0]])]
     >>> objective = EnergyObjective(own, targets, columns=[torch.ones(2)])
@@ -163,7 +163,7 @@ class WandaObjective(Objective):
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.curation import WandaObjective
+    >>> from cola_lib.curation.proxy import WandaObjective
     >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
     >>> targets = [torch.tensor([[8.0, 2.0]])]
     >>> objective = WandaObjective(own, targets, squares=[torch.tensor([[1.0, 2.0]])], sparsity=0.5)
@@ -204,7 +204,7 @@ class GramObjective(Objective):
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.curation import GramObjective
+    >>> from cola_lib.curation.proxy import GramObjective
     >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
     >>> targets = [torch.tensor([[8.0, 2.0]])]
     >>> GramObjective(own, targets).losses([0, 1]).argmin().item()  # the candidate that is shaped like the target

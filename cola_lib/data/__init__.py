@@ -4,8 +4,7 @@
 :func:`cola_lib.data.registry.load_samples` for the grammar of names.
 """
 
-from cola_lib.data.external import is_external
-from cola_lib.data.overlap import EvaluationIndex, Overlap, check_no_overlap, find_overlaps
+from cola_lib.data.overlap import EvaluationIndex, check_no_overlap, find_overlaps
 from cola_lib.data.registry import (
     SOURCES,
     TARGETS,
@@ -17,14 +16,13 @@ from cola_lib.data.registry import (
     source_info,
     source_names,
 )
-from cola_lib.data.sample import Sample, content_hash, normalised
+from cola_lib.data.sample import Sample, content_hash
 from cola_lib.data.split import Split
 
 __all__ = [
     "SOURCES",
     "TARGETS",
     "EvaluationIndex",
-    "Overlap",
     "Sample",
     "SourceInfo",
     "Split",
@@ -33,10 +31,8 @@ __all__ = [
     "domain_of",
     "evaluation_index",
     "find_overlaps",
-    "is_external",
     "is_packaged",
     "load_samples",
-    "normalised",
     "source_info",
     "source_names",
 ]

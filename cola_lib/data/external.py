@@ -52,7 +52,7 @@ def is_external(name: str) -> bool:
 
     Examples
     --------
-    >>> from cola_lib.data import is_external
+    >>> from cola_lib.data.external import is_external
     >>> is_external("notes.jsonl"), is_external("hf:allenai/c4:en"), is_external("c4")
     (True, True, False)
     """

@@ -26,7 +26,7 @@ def normalised(text: str) -> str:
 
     Examples
     --------
-    >>> from cola_lib.data import normalised
+    >>> from cola_lib.data.sample import normalised
     >>> normalised("Still\n  Waters")
     'still waters'
     """

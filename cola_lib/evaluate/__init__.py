@@ -2,12 +2,11 @@
 
 from cola_lib.evaluate.likelihood import Reference, evaluate, reference_of
 from cola_lib.evaluate.perplexity import row_nll
-from cola_lib.evaluate.requests import Request, Row, encode_request, rows_of
+from cola_lib.evaluate.requests import Row, rows_of
 from cola_lib.evaluate.scores import DERIVED, with_derived
 from cola_lib.evaluate.suite import (
     CAPABILITIES,
     LINES,
-    TASKS,
     Balance,
     Choices,
     EvalItem,
@@ -22,18 +21,15 @@ __all__ = [
     "CAPABILITIES",
     "DERIVED",
     "LINES",
-    "TASKS",
     "Balance",
     "Choices",
     "EvalItem",
     "Reference",
-    "Request",
     "Row",
     "Suite",
     "Task",
     "TaskCount",
     "capability_suite",
-    "encode_request",
     "evaluate",
     "reference_of",
     "row_nll",

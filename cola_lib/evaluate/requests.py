@@ -29,7 +29,7 @@ class Request:
 
     Examples
     --------
-    >>> from cola_lib.evaluate import Request
+    >>> from cola_lib.evaluate.requests import Request
     >>> Request(ids=(5, 6, 7, 8), n_scored=2).fed
     (5, 6, 7)
     """
@@ -58,7 +58,8 @@ class Row:
 
     Examples
     --------
-    >>> from cola_lib.evaluate import Request, rows_of
+    >>> from cola_lib.evaluate import rows_of
+    >>> from cola_lib.evaluate.requests import Request
     >>> (row,) = rows_of([Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5, 6), 2)])
     >>> row.shared, row.n_tokens
     ((1, 2, 3), 4)
@@ -167,7 +168,7 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuatio
 
     Examples
     --------
-    >>> from cola_lib.evaluate import encode_request
+    >>> from cola_lib.evaluate.requests import encode_request
     >>> from cola_lib.models import byte_tokenizer
     >>> request = encode_request(byte_tokenizer(), "Still waters", " run")
     >>> len(request.ids), request.n_scored
@@ -202,7 +203,8 @@ def rows_of(requests: Sequence[Request], *, share: bool = True) -> list[Row]:
 
     Examples
     --------
-    >>> from cola_lib.evaluate import Request, rows_of
+    >>> from cola_lib.evaluate import rows_of
+    >>> from cola_lib.evaluate.requests import Request
     >>> two = [Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5), 1)]
     >>> len(rows_of(two)), len(rows_of(two, share=False))
     (1, 2)

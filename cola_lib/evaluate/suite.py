@@ -212,7 +212,7 @@ class Task:
 
     Examples
     --------
-    >>> from cola_lib.evaluate import TASKS
+    >>> from cola_lib.evaluate.suite import TASKS
     >>> next(task for task in TASKS if task.capability == "math")
     Task(name='gsm8k', capability='math', source='gsm8k')
     """

@@ -1,48 +1,29 @@
 """Experiments: grids of cells, each computed once, kept by its content, and found again."""
 
 from cola_lib.data import TARGETS
-from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
-from cola_lib.experiments.engines import ENGINES, SweepResult, TaskResult, Worker, look_at_sweep, run_sweep
-from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, LabelledSet, as_spec, as_strategy
-from cola_lib.experiments.outside import OutsideRecipe, outside_key, run_outside
-from cola_lib.experiments.runner import (
-    CELL_COLUMNS,
-    DENSE,
-    SET_COLUMNS,
-    TOLERANCE,
-    GridResult,
-    SpotCheck,
-    Tuning,
-    device_name,
-    run_grid,
-)
-from cola_lib.experiments.selection import Selection, select, selection_key
+from cola_lib.experiments.cells import CellKey, CellResult, cell_key, current_versions
+from cola_lib.experiments.engines import SweepResult, Worker, look_at_sweep, run_sweep
+from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
+from cola_lib.experiments.outside import OutsideRecipe, run_outside
+from cola_lib.experiments.runner import TOLERANCE, GridResult, Tuning, device_name, run_grid
+from cola_lib.experiments.selection import Selection, select
 from cola_lib.experiments.store import ResultStore, read_scores
-from cola_lib.experiments.sweep import SetTask, Sweep, read_sweep
+from cola_lib.experiments.sweep import Sweep, read_sweep
 from cola_lib.experiments.workspace import Workspace
 
 __all__ = [
-    "CELL_COLUMNS",
-    "DENSE",
-    "ENGINES",
     "RANDOM_TOKENS",
-    "SET_COLUMNS",
     "TARGETS",
     "TOLERANCE",
     "CellKey",
     "CellResult",
     "Experiment",
     "GridResult",
-    "Label",
-    "LabelledSet",
     "OutsideRecipe",
     "ResultStore",
     "Selection",
-    "SetTask",
-    "SpotCheck",
     "Sweep",
     "SweepResult",
-    "TaskResult",
     "Tuning",
     "Worker",
     "Workspace",
@@ -52,12 +33,10 @@ __all__ = [
     "current_versions",
     "device_name",
     "look_at_sweep",
-    "outside_key",
     "read_scores",
     "read_sweep",
     "run_grid",
     "run_outside",
     "run_sweep",
     "select",
-    "selection_key",
 ]

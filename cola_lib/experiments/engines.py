@@ -47,7 +47,8 @@ class TaskResult:
 
     Examples
     --------
-    >>> from cola_lib.experiments import SetTask, TaskResult
+    >>> from cola_lib.experiments.sweep import SetTask
+    >>> from cola_lib.experiments.engines import TaskResult
     >>> TaskResult(SetTask("smollm2-135m", 8, 256), failures=("gptq 3-bit: singular",)).n_computed
     0
     """
@@ -76,7 +77,9 @@ class SweepResult:
 
     Examples
     --------
-    >>> from cola_lib.experiments import ResultStore, SetTask, SweepResult, TaskResult
+    >>> from cola_lib.experiments import ResultStore, SweepResult
+    >>> from cola_lib.experiments.sweep import SetTask
+    >>> from cola_lib.experiments.engines import TaskResult
     >>> done = TaskResult(SetTask("smollm2-135m", 8, 256), n_read=1, n_computed=2)
     >>> SweepResult(ResultStore("results"), (done,), seconds=3.5).n_computed
     2

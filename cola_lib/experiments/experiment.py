@@ -41,7 +41,7 @@ class LabelledSet(NamedTuple):
     Examples
     --------
     >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.experiments import LabelledSet
+    >>> from cola_lib.experiments.experiment import LabelledSet
     >>> from cola_lib.models import byte_tokenizer
     >>> noise = LabelledSet(lambda: random_tokens_set(byte_tokenizer(), 4, 16), {"source": "noise", "draw": 0})
     >>> noise.build().n_samples

@@ -171,7 +171,8 @@ def outside_key(lm: LanguageModel, rows: CalibrationSet, recipe: OutsideRecipe, 
     --------
     >>> from cola_lib.calibration import random_tokens_set
     >>> from cola_lib.evaluate import EvalItem, Suite
-    >>> from cola_lib.experiments import OutsideRecipe, outside_key
+    >>> from cola_lib.experiments import OutsideRecipe
+    >>> from cola_lib.experiments.outside import outside_key
     >>> from cola_lib.models import tiny_model
     >>> lm = tiny_model()
     >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))

@@ -77,7 +77,8 @@ class SpotCheck:
 
     Examples
     --------
-    >>> from cola_lib.experiments import SpotCheck, TOLERANCE
+    >>> from cola_lib.experiments import TOLERANCE
+    >>> from cola_lib.experiments.runner import SpotCheck
     >>> check = SpotCheck("002f198e4ef079897ad1", "gptq 3-bit on c4, draw 1", largest=0.0001)
     >>> check.largest < TOLERANCE
     True

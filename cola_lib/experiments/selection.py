@@ -161,7 +161,7 @@ def selection_key(
     --------
     >>> from cola_lib.curation import Pool, strategy
     >>> from cola_lib.data import Sample
-    >>> from cola_lib.experiments import selection_key
+    >>> from cola_lib.experiments.selection import selection_key
     >>> from cola_lib.models import tiny_model
     >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine")]})
     >>> asked = {"seq_len": 16, "n_samples": 1, "n_tokens": None, "target": None, "seed": 0}

@@ -474,7 +474,7 @@ class SetTask:
 
     Examples
     --------
-    >>> from cola_lib.experiments import SetTask
+    >>> from cola_lib.experiments.sweep import SetTask
     >>> SetTask("smollm2-135m", n_samples=8, seq_len=256).calibrated, SetTask("tiny", 8, 256, source="c4").calibrated
     (False, True)
     """

@@ -139,7 +139,7 @@ def format_of(spec: QuantSpec) -> str:
     Examples
     --------
     >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export import format_of
+    >>> from cola_lib.export.packed import format_of
     >>> format_of(method_spec("gptq", bits=4)), format_of(method_spec("smoothquant"))
     ('pack-quantized', 'int-quantized')
     """
@@ -162,7 +162,7 @@ def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
     Examples
     --------
     >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export import vllm_limits
+    >>> from cola_lib.export.packed import vllm_limits
     >>> vllm_limits(method_spec("gptq", bits=4, group_size=128, symmetric=True))
     ()
     >>> len(vllm_limits(method_spec("gptq", bits=3, group_size=128)))
@@ -269,7 +269,7 @@ def packed_tensors(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Ten
     --------
     >>> import torch
     >>> from cola_lib.compress import QuantizedWeight
-    >>> from cola_lib.export import packed_tensors
+    >>> from cola_lib.export.packed import packed_tensors
     >>> codes, zero = torch.tensor([[8, 15]], dtype=torch.uint8), torch.tensor([[8]], dtype=torch.uint8)
     >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=4, symmetric=True)
     >>> {name: tensor.tolist() for name, tensor in packed_tensors(weight, torch.float32).items()}
@@ -309,7 +309,7 @@ def int_tensors(weight: QuantizedWeight, rounding: InputRounding, dtype: torch.d
     --------
     >>> import torch
     >>> from cola_lib.compress import QuantizedWeight
-    >>> from cola_lib.export import int_tensors
+    >>> from cola_lib.export.packed import int_tensors
     >>> from cola_lib.models import InputRounding
     >>> codes, zero = torch.tensor([[128, 255]], dtype=torch.uint8), torch.tensor([[128]], dtype=torch.uint8)
     >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=8, symmetric=True)

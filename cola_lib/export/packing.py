@@ -35,7 +35,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from cola_lib.export import pack_rows
+    >>> from cola_lib.export.packing import pack_rows
     >>> pack_rows(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4).tolist()  # 1 + 2 * 16 + 3 * 256
     [[801]]
     """

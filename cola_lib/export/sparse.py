@@ -40,7 +40,7 @@ class LayerSparsity:
 
     Examples
     --------
-    >>> from cola_lib.export import LayerSparsity
+    >>> from cola_lib.export.sparse import LayerSparsity
     >>> layer = LayerSparsity("model.layers.0.mlp.up_proj", d_out=4, d_in=8, zeros=16, two_four=1.0)
     >>> layer.sparsity
     0.5

@@ -4,19 +4,17 @@ from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatma
 from cola_lib.figures.curves import interval_curves
 from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
-from cola_lib.figures.interactive import InteractiveFigure, interactive_map, interval_explorer
+from cola_lib.figures.interactive import interactive_map, interval_explorer
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
 from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
 from cola_lib.figures.shares import stacked_bars, stacked_shares
-from cola_lib.figures.style import METHOD_ORDER, in_order, use_style
+from cola_lib.figures.style import in_order, use_style
 from cola_lib.figures.verdicts import verdict_strip
 
 __all__ = [
-    "METHOD_ORDER",
-    "InteractiveFigure",
     "activation_map",
     "agreement_scatter",
     "correlation_forest",

@@ -86,7 +86,8 @@ class InteractiveFigure:
     Examples
     --------
     >>> import pandas as pd
-    >>> from cola_lib.figures import InteractiveFigure, interactive_map
+    >>> from cola_lib.figures import interactive_map
+    >>> from cola_lib.figures.interactive import InteractiveFigure
     >>> points = pd.DataFrame({"source": ["c4"], "picked": [True], "x": [0.1], "y": [0.2], "text": ["A text."]})
     >>> figure = interactive_map(points, name="pool", label="The pool")
     >>> isinstance(figure, InteractiveFigure), figure

@@ -1,7 +1,6 @@
 """Claims of the paper: a test for each, the rule for verdicts, the scorecard."""
 
 from cola_lib.analysis.claims.comparisons import (
-    DOMAINS,
     c1_length,
     c2_amount,
     c3_code_not_monotone,
@@ -11,7 +10,7 @@ from cola_lib.analysis.claims.comparisons import (
     c9_domain_cost,
 )
 from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
-from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options, compare
+from cola_lib.analysis.claims.effects import PRUNING, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
     judge_family,
@@ -33,10 +32,8 @@ from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim
 
 __all__ = [
     "CLAIMS",
-    "DOMAINS",
     "MARGIN",
     "PRUNING",
-    "QUANTIZATION",
     "UNITS",
     "Claim",
     "Finding",

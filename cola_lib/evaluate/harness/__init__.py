@@ -25,22 +25,18 @@ Where this differs from ``lm_eval --tasks ...`` with its own data:
 - WikiText is not in the packages. The suite ``language`` runs without it and says so; by itself it is refused.
 """
 
-from cola_lib.evaluate.harness.result import HarnessResult, interval, result_of
+from cola_lib.evaluate.harness.result import HarnessResult, interval
 from cola_lib.evaluate.harness.run import run_harness
 from cola_lib.evaluate.harness.selection import HarnessSuite, harness_suite
-from cola_lib.evaluate.harness.tasks import GROUPS, SUITES, HarnessTask, known_names
-from cola_lib.evaluate.harness.tasks import TASKS as HARNESS_TASKS
+from cola_lib.evaluate.harness.tasks import GROUPS, SUITES, known_names
 
 __all__ = [
     "GROUPS",
-    "HARNESS_TASKS",
     "SUITES",
     "HarnessResult",
     "HarnessSuite",
-    "HarnessTask",
     "harness_suite",
     "interval",
     "known_names",
-    "result_of",
     "run_harness",
 ]

@@ -212,7 +212,7 @@ def result_of(report: Mapping[str, Any]) -> HarnessResult:
     Examples
     --------
     >>> from cola_lib.errors import DataError
-    >>> from cola_lib.evaluate.harness import result_of
+    >>> from cola_lib.evaluate.harness.result import result_of
     >>> try:
     ...     result_of({"results": {}})
     ... except DataError as error:

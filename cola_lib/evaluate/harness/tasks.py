@@ -41,7 +41,7 @@ class HarnessTask:
 
     Examples
     --------
-    >>> from cola_lib.evaluate.harness import HARNESS_TASKS
+    >>> from cola_lib.evaluate.harness.tasks import HARNESS_TASKS
     >>> next(task.yaml for task in HARNESS_TASKS if task.name == "piqa")
     'piqa/piqa.yaml'
     """
