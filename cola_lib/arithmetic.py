@@ -27,24 +27,7 @@ ONEDNN = "onednn"
 
 @dataclass(frozen=True)
 class Products:
-    """The backend chosen for float32 products on the CPU, and the measurement behind it.
-
-    Parameters
-    ----------
-    backend : str
-        :data:`DEFAULT` or :data:`ONEDNN`.
-    gflops : mapping of str to float
-        Rate of each backend, in 10⁹ floating-point operations per second, with the threads that torch has now.
-    error : mapping of str to float
-        Largest error of each backend against float64, relative to the product's largest entry.
-
-    Examples
-    --------
-    >>> from cola_lib.arithmetic import measured_products
-    >>> products = measured_products()
-    >>> products.error[products.backend] < 1e-6
-    True
-    """
+    """The backend chosen for float32 products on the CPU, and the measurement behind it."""
 
     backend: str
     gflops: Mapping[str, float]
@@ -62,11 +45,7 @@ def _matmul() -> Any:
 
 @contextmanager
 def _permitted() -> Iterator[None]:
-    """Let oneDNN take float32 products.
-
-    torch routes a float32 product to oneDNN only if oneDNN may round its inputs to bfloat16. A processor with bfloat16
-    dot products but without matrix tiles does not use that permission. One with tiles (AMX) does: the probe sees it.
-    """
+    """Let oneDNN take float32 products."""
     matmul = _matmul()
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
@@ -85,22 +64,10 @@ def onednn_permission() -> bool:
 def measured_products() -> Products:
     """Measure the backends, once in a process.
 
-    Returns
-    -------
-    Products
-        oneDNN where it is faster by :data:`WORTH` and its error is below :data:`TOLERANCE` in each kind of product that
-        the library computes; torch's default otherwise.
-
     Notes
     -----
     The probe takes a few tenths of a second. It multiplies as a linear layer, a Gram matrix and a batched product do,
     in the sizes of the embedded model.
-
-    Examples
-    --------
-    >>> from cola_lib.arithmetic import measured_products
-    >>> sorted(measured_products().gflops)[0]
-    'default'
     """
     generator = torch.Generator().manual_seed(0)
     X, W = torch.randn(512, 576, generator=generator), torch.randn(1536, 576, generator=generator)
@@ -140,15 +107,6 @@ def fast_products() -> Iterator[None]:
     Notes
     -----
     A precision that the caller has set for oneDNN's products is left as it is. CUDA's products are not concerned.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.arithmetic import fast_products
-    >>> with fast_products():
-    ...     Y = torch.ones(2, 3) @ torch.ones(3, 2)
-    >>> Y.tolist()
-    [[3.0, 3.0], [3.0, 3.0]]
     """
     chosen = measured_products().backend == ONEDNN and _matmul().fp32_precision == "none"
     if not chosen:

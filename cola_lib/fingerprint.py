@@ -28,41 +28,13 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Hash plain data by its content.
-
-    Parameters
-    ----------
-    value : dataclass, mapping, sequence, set, str, bool, int, float or None
-        Nested as deep as wanted. Key order does not matter.
-
-    Returns
-    -------
-    str
-        :data:`LENGTH` hexadecimal digits of a SHA-256.
-
-    Raises
-    ------
-    TypeError
-        For any other type, whose printed form might differ between two processes.
-    """
+    """Hash plain data by its content."""
     text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=True, allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
 def fingerprint_tensors(named: Iterable[tuple[str, Any]]) -> str:
-    """Hash tensors by name, dtype, shape and bytes.
-
-    Parameters
-    ----------
-    named : iterable of (str, torch.Tensor or callable)
-        For example ``model.state_dict().items()``. Order does not matter. A callable makes its tensor when its turn
-        comes, so that tensors which lie in files need not be in memory together.
-
-    Returns
-    -------
-    str
-        :data:`LENGTH` hexadecimal digits of a SHA-256.
-    """
+    """Hash tensors by name, dtype, shape and bytes."""
     import torch
 
     digest = hashlib.sha256()

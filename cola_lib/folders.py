@@ -29,15 +29,7 @@ def owned_suffix() -> str:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove what processes that are gone have left.
-
-    Parameters
-    ----------
-    folder : Path
-        Where.
-    pattern : str
-        Of the names to look at; only those with the number of a process that is gone are removed.
-    """
+    """Remove what processes that are gone have left."""
     for path in folder.glob(pattern):
         owner = _OWNED.search(path.name)
         if owner and not _alive(int(owner[1])):
@@ -60,21 +52,6 @@ def _alive(process: int) -> bool:
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """Fill a folder beside the one that is wanted, and put it in its place when that went well.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the content belongs. What is there is replaced, and goes only when the new content is complete.
-
-    Yields
-    ------
-    Path
-        An empty folder on the same disk, to be filled. It is gone afterwards, also after an error.
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be made or moved. What was there before is there again.
 
     Notes
     -----

@@ -32,13 +32,7 @@ FOOT = """<div style="font-size:8px;width:100%;text-align:center"><span class="p
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect to Sphinx.
-
-    Parameters
-    ----------
-    app : Sphinx
-        The application that builds the book.
-    """
+    """Connect to Sphinx."""
     app.connect("config-inited", find_repository, priority=100)
     app.connect("build-finished", write_assets)
     # after the theme has put its buttons there
@@ -47,13 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def find_repository(_: Sphinx, config: Config) -> None:
-    """Take launch buttons off a book that has no published repository.
-
-    Parameters
-    ----------
-    config : Config
-        ``repository: url`` of ``_config.yml`` comes first; where GitHub builds the book, its own repository is next.
-    """
+    """Take launch buttons off a book that has no published repository."""
     options = config.html_theme_options
     if not options.get("repository_url"):
         server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
@@ -63,32 +51,14 @@ def find_repository(_: Sphinx, config: Config) -> None:
 
 
 def write_assets(app: Sphinx, exception: Exception | None) -> None:
-    """Write the scripts and styles of interactive figures into the built book.
-
-    Parameters
-    ----------
-    app : Sphinx
-        The application.
-    exception : Exception or None
-        What ended the build early.
-    """
+    """Write the scripts and styles of interactive figures into the built book."""
     if exception is None and app.builder.format == "html":
         for name in (*SCRIPTS, *STYLES):
             (Path(app.outdir) / "_static" / name).write_text(read_asset(name), encoding="utf-8")
 
 
 def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:
-    """Load scripts where there is a figure, point launch buttons at source notebooks, and mend roles.
-
-    Parameters
-    ----------
-    app : Sphinx
-        The application.
-    page : str
-        Its name.
-    context : dict
-        Of the page's template; changed in place.
-    """
+    """Load scripts where there is a figure, point launch buttons at source notebooks, and mend roles."""
     body = context.get("body", "")
     # docutils puts bibliography entries into a list that, since ARIA 1.3, may hold list items only
     context["body"] = body = body.replace('role="doc-biblioentry"', 'role="listitem"')
@@ -104,18 +74,7 @@ def complete_page(app: Sphinx, page: str, _: str, context: dict[str, Any], __: A
 
 
 def find_browser(playwright: Playwright) -> str:
-    """Path of this machine's Chromium, or else of the one that Playwright installed.
-
-    Parameters
-    ----------
-    playwright : Playwright
-        Running.
-
-    Raises
-    ------
-    ColaError
-        If there is neither.
-    """
+    """Path of this machine's Chromium, or else of the one that Playwright installed."""
     found = next(filter(None, map(shutil.which, BROWSERS)), playwright.chromium.executable_path)
     if not Path(found).exists():
         raise ColaError(f"there is none of {', '.join(BROWSERS)}; playwright install chromium gets one")
@@ -123,20 +82,7 @@ def find_browser(playwright: Playwright) -> str:
 
 
 def print_book(page: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Print the book that was built as a single page, with an outline, links and page numbers.
-
-    Parameters
-    ----------
-    page : str or path
-        The page.
-    out : str or path
-        PDF file, which is replaced.
-
-    Raises
-    ------
-    ColaError
-        If there is no page, no Playwright or no Chromium.
-    """
+    """Print the book that was built as a single page, with an outline, links and page numbers."""
     page = Path(page).resolve()
     if not page.is_file():
         raise ColaError(f"{page} is not there; make pdf builds it first")

@@ -15,21 +15,6 @@ if TYPE_CHECKING:
 def read_yaml(text: str) -> Any:
     """Read YAML.
 
-    Parameters
-    ----------
-    text : str
-        One document.
-
-    Returns
-    -------
-    Any
-        Plain values.
-
-    Raises
-    ------
-    ValueError
-        If it is none, whatever is wrong with it.
-
     Notes
     -----
     PyYAML's own error covers its grammar. A value that its tag does not fit (``!!int ''``, ``2001-99-99``) raises what
@@ -48,22 +33,7 @@ LARGEST_YAML = 100_000
 
 
 def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
-    """Load YAML, refusing aliases of aliases that stand for more than memory holds.
-
-    Parameters
-    ----------
-    text : str
-        One document.
-    loader : type
-        A SafeLoader.
-
-    Raises
-    ------
-    yaml.YAMLError
-        If it is not YAML.
-    ValueError
-        If it has more than :data:`LARGEST_YAML` values with its aliases written out.
-    """
+    """Load YAML, refusing aliases of aliases that stand for more than memory holds."""
     one = loader(text)
     try:
         node = one.get_single_node()
@@ -87,28 +57,7 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
 
 
 def misfit(cls: type, given: Mapping[str, Any]) -> str | None:
-    """Name the first value that is not of its field's kind.
-
-    Parameters
-    ----------
-    cls : type
-        A dataclass whose fields are numbers, texts, literals, tuples of these, or one of several.
-    given : mapping of str to Any
-        Values by the names of fields; every name must be one.
-
-    Returns
-    -------
-    str or None
-        What it is and what it should be, as the end of a sentence; ``None`` if every value fits. A field of any other
-        kind is not judged.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import QuantSpec
-    >>> misfit(QuantSpec, {"bits": "3"})
-    "bits is '3', a str, and should be int"
-    >>> misfit(QuantSpec, {"bits": 3, "group_size": None})
-    """
+    """Name the first value that is not of its field's kind."""
     hints = get_type_hints(cls)
     for name, value in given.items():
         if not _fits(value, hints[name]):

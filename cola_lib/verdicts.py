@@ -105,24 +105,7 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
 
 
 def has_findings(store: str | os.PathLike[str]) -> bool:
-    """Whether :func:`recorded` finds something.
-
-    Parameters
-    ----------
-    store : str or path
-        Folder or fsspec URL of the results.
-
-    Returns
-    -------
-    bool
-        Whether there are any.
-
-    Examples
-    --------
-    >>> from cola_lib.verdicts import has_findings
-    >>> has_findings("an-empty-store")
-    False
-    """
+    """Whether :func:`recorded` finds something."""
     fs, root = open_store(os.fspath(store))
     return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
 
@@ -132,34 +115,7 @@ BEGIN, END = "<!-- scorecard -->", "<!-- end of scorecard -->"
 
 
 def with_scorecard(page: str, findings: Sequence[Finding]) -> str:
-    r"""Put the scorecard into a page, in the place of the one that is there.
-
-    Parameters
-    ----------
-    page : str
-        Markdown with the lines :data:`BEGIN` and :data:`END`.
-    findings : sequence of Finding
-        Judged, of all notebooks.
-
-    Returns
-    -------
-    str
-        The page with the table in it.
-
-    Raises
-    ------
-    DataError
-        If the page has no such place.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Finding, judge_family
-    >>> from cola_lib.verdicts import BEGIN, END, with_scorecard
-    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
-    >>> page = with_scorecard(f"# Mine\n{BEGIN}\n{END}\n", judge_family([finding]))
-    >>> "C1 Longer samples" in page
-    True
-    """
+    """Put the scorecard into a page, in the place of the one that is there."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

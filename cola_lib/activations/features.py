@@ -39,32 +39,7 @@ GROUPS = ("attn_in", "mlp_in")
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What one set of texts does inside a model.
-
-    Parameters
-    ----------
-    pooled : PooledActivations
-        One vector per text and block.
-    statistics : LayerStatistics
-        Sums over tokens at the input of each layer, complete: eigen-decompositions are kept and would not
-        follow tokens added later.
-
-    Raises
-    ------
-    DataError
-        If the two come from different models, or from different texts where that can be told: statistics that
-        were added up from several sets carry several fingerprints, and are taken on trust.
-
-    Examples
-    --------
-    >>> from cola_lib.activations.features import collect_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> found = collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
-    >>> found.inputs(["attn_in"]), found.spectrum(0, "attn_in").values.shape
-    ([(0, 'attn_in'), (1, 'attn_in')], torch.Size([32]))
-    """
+    """What one set of texts does inside a model."""
 
     pooled: PooledActivations
     statistics: LayerStatistics
@@ -87,49 +62,14 @@ class Activations:
         return {}
 
     def spectrum(self, block: int, group: str) -> Spectrum:
-        """Decompose the Gram matrix of one input, once.
-
-        Parameters
-        ----------
-        block : int
-            Position of the block.
-        group : str
-            Name of the input group.
-
-        Returns
-        -------
-        Spectrum
-            All eigenvalues and the leading eigenvectors that :func:`cola_lib.activations.subspace_share` spans by
-            default: a twentieth of the matrix's size, so that many sets can be held at once.
-
-        Raises
-        ------
-        NumericsError
-            If the matrix is no Gram matrix; the message names block and group.
-        """
+        """Decompose the Gram matrix of one input, once."""
         key = (block, group)
         if key not in self._spectra:
             self._spectra[key] = Spectrum.of(self.statistics[key].gram, name=f"block {block}, {group}")
         return self._spectra[key]
 
     def inputs(self, groups: Iterable[str]) -> list[tuple[int, str]]:
-        """Keys of the statistics that belong to some groups, block by block.
-
-        Parameters
-        ----------
-        groups : iterable of str
-            Names of input groups.
-
-        Returns
-        -------
-        list of tuple of int and str
-            (block, group); a block that lacks one of the groups is passed over for it.
-
-        Raises
-        ------
-        UnknownNameError
-            If no block has such a group.
-        """
+        """Keys of the statistics that belong to some groups, block by block."""
         known = {group for _, group in self.statistics}
         chosen = list(dict.fromkeys(groups))
         for group in chosen:
@@ -146,39 +86,7 @@ def collect_activations(
     batch_size: int = 8,
     progress: bool = True,
 ) -> Activations:
-    """Gather pooled activations and layer statistics of a calibration set, in one pass each.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        Left as it is.
-    calibration : CalibrationSet
-        What it reads.
-    batch_size : int
-        Rows run at a time.
-    progress : bool
-        Show progress bars.
-
-    Returns
-    -------
-    Activations
-        Pooled vectors and statistics of the same texts.
-
-    Raises
-    ------
-    NumericsError
-        If the model fails on this set; the message names the layer.
-
-    Examples
-    --------
-    >>> from cola_lib.activations.features import collect_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> found = collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
-    >>> found.pooled.n_samples, found.statistics.n_tokens
-    (4, 64.0)
-    """
+    """Gather pooled activations and layer statistics of a calibration set, in one pass each."""
     pooled = pooled_activations(lm, calibration, progress=progress)
     statistics = collect_statistics(lm, calibration, batch_size=batch_size, progress=progress)
     return Activations(pooled, statistics)
@@ -196,40 +104,7 @@ def _table(rows: Sequence[tuple], columns: Sequence[str]) -> pd.DataFrame:
 
 
 def set_features(calibration: Activations, *, groups: Sequence[str] = GROUPS) -> pd.DataFrame:
-    """Measures of a set of texts that need no target.
-
-    Parameters
-    ----------
-    calibration : Activations
-        The set.
-    groups : sequence of str
-        Input groups to describe. Default: those that every supported architecture reads from the residual stream.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``feature`` (str), ``block`` (int64), ``group`` (str), ``value`` (float64). ``effective_rank`` and
-        ``channel_kurtosis`` have a row per block and group; ``vendi_score`` has one per block and one of all blocks
-        together, with block -1, all under the group ``"output"``.
-
-    Raises
-    ------
-    UnknownNameError
-        If the architecture has no such group.
-    NumericsError
-        If a Gram matrix or a pooled vector cannot be measured; the message names the block.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import set_features
-    >>> from cola_lib.activations.features import collect_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> table = set_features(collect_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False))
-    >>> table.groupby("feature").size().to_dict()
-    {'channel_kurtosis': 4, 'effective_rank': 4, 'vendi_score': 3}
-    """
+    """Measures of a set of texts that need no target."""
     rows: list[tuple[str, int, str, float]] = []
     for block, group in calibration.inputs(groups):
         rank = effective_rank(calibration.spectrum(block, group))
@@ -244,47 +119,7 @@ def set_features(calibration: Activations, *, groups: Sequence[str] = GROUPS) ->
 def target_features(
     calibration: Activations, targets: Mapping[str, Activations], *, groups: Sequence[str] = GROUPS
 ) -> pd.DataFrame:
-    """Measures of how well a set of texts stands for other texts.
-
-    Parameters
-    ----------
-    calibration : Activations
-        The set. Its Gram matrices are decomposed once, whatever the number of targets and of calls; those of the
-        targets are not decomposed at all.
-    targets : mapping of str to Activations
-        By name, for example of a capability. Of the same model.
-    groups : sequence of str
-        Input groups to compare.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``target`` (str), ``feature`` (str), ``block`` (int64), ``group`` (str), ``value`` (float64).
-        ``coverage``, ``frechet_distance`` and ``mmd`` are of all blocks together, with block -1, and ``coverage``
-        of each block too, under the group ``"output"``; ``subspace_share`` and ``outlier_overlap`` have a row per
-        block and group.
-
-    Raises
-    ------
-    UnknownNameError
-        If the architecture has no such group.
-    DataError
-        If there is no target, or one comes from another model, lacks some statistics, or has too few texts.
-    NumericsError
-        If a Gram matrix or a pooled vector cannot be measured; the message names the block.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import target_features
-    >>> from cola_lib.activations.features import collect_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> sets = [random_tokens_set(lm.tokenizer, 4, 16, seed) for seed in (0, 1)]
-    >>> calibration, target = (collect_activations(lm, rows, progress=False) for rows in sets)
-    >>> sorted(target_features(calibration, {"general": target})["feature"].unique())
-    ['coverage', 'frechet_distance', 'mmd', 'outlier_overlap', 'subspace_share']
-    """
+    """Measures of how well a set of texts stands for other texts."""
     inputs = calibration.inputs(groups)
     if not targets:
         raise DataError("no target to compare the calibration set with")

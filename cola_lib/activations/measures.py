@@ -85,50 +85,14 @@ def _effective_number(weights: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Eigen-decomposition of a Gram matrix, so that several measures and targets share its cost.
-
-    Parameters
-    ----------
-    values : Tensor of shape (d,), float64
-        Eigenvalues as shares of the trace, descending; they sum to 1.
-    basis : Tensor of shape (d, k), float64
-        Eigenvectors of the ``k`` leading eigenvalues, in columns.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import Spectrum
-    >>> spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 4.0, 2.0])))
-    >>> spectrum.values.tolist()
-    [0.5714285714285714, 0.2857142857142857, 0.14285714285714285]
-    """
+    """Eigen-decomposition of a Gram matrix, so that several measures and targets share its cost."""
 
     values: Tensor
     basis: Tensor
 
     @classmethod
     def of(cls, gram: Tensor, k: int | None = None, *, name: str = "gram") -> Spectrum:
-        """Decompose a Gram matrix.
-
-        Parameters
-        ----------
-        gram : Tensor of shape (d, d)
-            XᵀX, up to a factor.
-        k : int, optional
-            Leading eigenvectors to keep: all ``d`` take as much memory as the matrix. Default: ``SUBSPACE_SHARE`` of
-            them, rounded up.
-        name : str
-            Of the matrix, for error messages.
-
-        Raises
-        ------
-        DataError
-            If it is not square.
-        SpecError
-            If ``k`` is not between 1 and ``d``.
-        NumericsError
-            If it holds NaN or infinity, is zero, or has a negative eigenvalue that rounding does not explain.
-        """
+        """Decompose a Gram matrix."""
         gram = _gram(gram, name)
         d = gram.shape[0]
         k = _count(SUBSPACE_SHARE, d) if k is None else k
@@ -195,29 +159,6 @@ def coverage(target: Tensor, calibration: Tensor) -> float:
 def frechet_distance(a: Tensor, b: Tensor, n_components: int = 16) -> float:
     """Fréchet distance between Gaussians fitted to two sets of vectors, in the pooled set's leading components.
 
-    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½)
-
-    Parameters
-    ----------
-    a, b : Tensor of shape (n_a, d) and (n_b, d)
-        At least two vectors each.
-    n_components : int
-        Principal components of the pooled set to project on. More than exist change nothing: there both sets are
-        constant and equal.
-
-    Returns
-    -------
-    float
-        In squared units of the vectors, as the Fréchet inception distance is; 0 for equal means and covariances.
-        Symmetric.
-
-    Raises
-    ------
-    DataError
-        If a set has fewer than two vectors, the widths differ, or a value is NaN or infinite.
-    SpecError
-        If ``n_components`` is below 1.
-
     Notes
     -----
     Deviation from the reference: it fits the Gaussians in all 2048 dimensions to some 50 000 images. Here hundreds
@@ -231,14 +172,6 @@ def frechet_distance(a: Tensor, b: Tensor, n_components: int = 16) -> float:
     ----------
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
     arXiv 1706.08500, eq. 6; Chong and Forsyth, arXiv 1911.07023, on the bias.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import frechet_distance
-    >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
-    >>> round(frechet_distance(a, a), 6), round(frechet_distance(a, a + torch.tensor([3.0, 0.0])), 6)
-    (0.0, 9.0)
     """
     if n_components < 1:
         raise SpecError(f"n_components must be at least 1, and is {n_components}")
@@ -261,24 +194,6 @@ def frechet_distance(a: Tensor, b: Tensor, n_components: int = 16) -> float:
 def mmd(a: Tensor, b: Tensor) -> float:
     """Squared maximum mean discrepancy of two sets of vectors, unbiased, with a Gaussian kernel.
 
-    mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2·mean_{i,j} k(a_i, b_j),  k(x, y) = exp(−‖x−y‖²/2σ²)
-
-    Parameters
-    ----------
-    a, b : Tensor of shape (n_a, d) and (n_b, d)
-        At least two vectors each.
-
-    Returns
-    -------
-    float
-        0 on average over draws of one distribution, hence often slightly negative; at most 2. Symmetric.
-
-    Raises
-    ------
-    DataError
-        If a set has fewer than two vectors, the widths differ, a value is NaN or infinite, or more than half
-        of all pairs coincide, which leaves no bandwidth.
-
     Notes
     -----
     σ is the median distance over the pairs of the pooled set (the median heuristic), so the measure does not change
@@ -288,15 +203,6 @@ def mmd(a: Tensor, b: Tensor) -> float:
     References
     ----------
     Gretton et al., "A Kernel Two-Sample Test", JMLR 13, 2012, eq. 3 and sec. 8.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations import mmd
-    >>> chance = torch.Generator().manual_seed(0)
-    >>> a, b = (torch.randn(64, 3, generator=chance) for _ in range(2))
-    >>> abs(mmd(a, b)) < 0.05 < mmd(a, b + 2)
-    True
     """
     a, b = _two_sets(a, b, ("a", "b"), at_least=2)
     pooled = torch.cat([a, b])
@@ -363,23 +269,6 @@ def vendi_score(vectors: Tensor) -> float:
 def effective_rank(gram: Tensor | Spectrum) -> float:
     """Effective number of directions that the inputs fill: the exponential of the entropy of the eigenvalues.
 
-    exp(−Σ p_i log p_i), p_i = λ_i / Σ λ
-
-    Parameters
-    ----------
-    gram : Tensor of shape (d, d), or Spectrum
-        XᵀX, up to a factor, or its decomposition.
-
-    Returns
-    -------
-    float
-        From 1 to ``d``.
-
-    Raises
-    ------
-    DataError, NumericsError
-        As :meth:`Spectrum.of`.
-
     Notes
     -----
     The reference takes the singular values of X where this takes those of XᵀX, their squares: shares are then
@@ -389,13 +278,6 @@ def effective_rank(gram: Tensor | Spectrum) -> float:
     References
     ----------
     Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import effective_rank
-    >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.diag(torch.tensor([9.0, 1.0]))), 3)
-    (4.0, 1.384)
     """
     return _effective_number(_spectrum(gram).values)
 
@@ -403,36 +285,10 @@ def effective_rank(gram: Tensor | Spectrum) -> float:
 def eigen_spectrum(gram: Tensor | Spectrum, n: int = 64) -> Tensor:
     """Leading eigenvalues as shares of the trace.
 
-    Parameters
-    ----------
-    gram : Tensor of shape (d, d), or Spectrum
-        XᵀX, up to a factor, or its decomposition.
-    n : int
-        How many.
-
-    Returns
-    -------
-    Tensor of shape (min(n, d),), float64
-        Descending.
-
-    Raises
-    ------
-    SpecError
-        If ``n`` is below 1.
-    DataError, NumericsError
-        As :meth:`Spectrum.of`.
-
     References
     ----------
     Jolliffe, "Principal Component Analysis", 2nd ed., 2002, sec. 6.1: the scree of explained shares, here of the
     energy about zero and not of the variance about the mean.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import eigen_spectrum
-    >>> eigen_spectrum(torch.diag(torch.tensor([1.0, 3.0, 4.0])), n=2)
-    tensor([0.5000, 0.3750], dtype=torch.float64)
     """
     if n < 1:
         raise SpecError(f"n must be at least 1, and is {n}")
@@ -449,47 +305,10 @@ def subspace_share(
 ) -> float:
     """Share of the target's energy in the main subspace of the calibration set.
 
-    tr(Vᵀ G_t V) / tr(G_t), with V the ``k`` leading eigenvectors of G_c
-
-    Parameters
-    ----------
-    calibration_gram : Tensor of shape (d, d), or Spectrum
-        XᵀX of the calibration set, or its decomposition.
-    target_gram : Tensor of shape (d, d)
-        XᵀX of the target texts.
-    share : float
-        Share of the ``d`` directions to span, rounded up.
-    k : int, optional
-        The number of directions itself; ``share`` is then not read.
-    name : str
-        Of the target's matrix, for error messages.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; with the calibration set's own matrix as target, the sum of its ``k`` leading eigenvalue
-        shares, which is the most that any subspace of ``k`` directions can hold of it.
-
-    Raises
-    ------
-    SpecError
-        If ``share`` is not in (0, 1], ``k`` is not between 1 and ``d``, or the given spectrum has fewer than ``k``
-        eigenvectors.
-    DataError, NumericsError
-        If a matrix is of the wrong shape, not finite, zero, or no Gram matrix.
-
     References
     ----------
     Krzanowski, "Between-Groups Comparison of Principal Components", JASA 74, 1979: how much of one set lies in the
     span of another's leading components.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import subspace_share
-    >>> calibration, target = torch.diag(torch.tensor([5.0, 1.0])), torch.diag(torch.tensor([3.0, 1.0]))
-    >>> subspace_share(calibration, target, k=1)
-    0.75
     """
     target = _gram(target_gram, name)
     d = target.shape[0]
@@ -510,36 +329,10 @@ def subspace_share(
 def outlier_channels(gram: Tensor, share: float = OUTLIER_SHARE) -> Tensor:
     """Channels of the largest mean square.
 
-    Parameters
-    ----------
-    gram : Tensor of shape (d, d)
-        XᵀX, up to a factor; only its diagonal is read.
-    share : float
-        Share of the ``d`` channels, rounded up.
-
-    Returns
-    -------
-    Tensor of shape (k,), int64
-        Indices, by falling mean square; of equal ones the first comes first.
-
-    Raises
-    ------
-    SpecError
-        If ``share`` is not in (0, 1].
-    DataError, NumericsError
-        If the matrix is not square, not finite, or zero.
-
     References
     ----------
     Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", arXiv 2208.07339, sec. 4.
     The reference takes single magnitudes above 6; a fixed share of channels does not depend on the model's scale.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import outlier_channels
-    >>> outlier_channels(torch.diag(torch.tensor([1.0, 90.0, 2.0, 40.0])), share=0.5)
-    tensor([1, 3])
     """
     energy = _energy(gram, "gram")
     return torch.argsort(energy, descending=True, stable=True)[: _count(share, len(energy))]
@@ -548,39 +341,9 @@ def outlier_channels(gram: Tensor, share: float = OUTLIER_SHARE) -> Tensor:
 def outlier_overlap(calibration_gram: Tensor, target_gram: Tensor, share: float = OUTLIER_SHARE) -> float:
     """Jaccard index of two sets' outlier channels.
 
-    |O_c ∩ O_t| / |O_c ∪ O_t|
-
-    Parameters
-    ----------
-    calibration_gram, target_gram : Tensor of shape (d, d)
-        XᵀX, up to a factor; only the diagonals are read.
-    share : float
-        As in :func:`outlier_channels`.
-
-    Returns
-    -------
-    float
-        From 0, none in common, to 1, the same channels.
-
-    Raises
-    ------
-    DataError
-        If the widths differ, or as :func:`outlier_channels`.
-    SpecError, NumericsError
-        As :func:`outlier_channels`.
-
     References
     ----------
     Jaccard, "The distribution of the flora in the alpine zone", New Phytologist 11, 1912.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import outlier_overlap
-    >>> one = torch.diag(torch.tensor([9.0, 8.0, 1.0, 1.0]))
-    >>> other = torch.diag(torch.tensor([9.0, 1.0, 8.0, 1.0]))
-    >>> round(outlier_overlap(one, other, share=0.5), 3)
-    0.333
     """
     if calibration_gram.shape != target_gram.shape:
         raise DataError(
@@ -594,23 +357,6 @@ def outlier_overlap(calibration_gram: Tensor, target_gram: Tensor, share: float 
 def channel_kurtosis(gram: Tensor) -> float:
     """How much a few channels stand out: kurtosis over channels of the root-mean-square activation.
 
-    mean_j s_j⁴ / (mean_j s_j²)², with s_j² = G_jj / n_tokens
-
-    Parameters
-    ----------
-    gram : Tensor of shape (d, d)
-        XᵀX, up to a factor; only its diagonal is read.
-
-    Returns
-    -------
-    float
-        From 1, all channels alike, to ``d``, one channel alone.
-
-    Raises
-    ------
-    DataError, NumericsError
-        If the matrix is not square, not finite, or zero.
-
     Notes
     -----
     Moments are about zero, as in the reference, and not about the mean: so a set of equal channels has a value.
@@ -618,13 +364,6 @@ def channel_kurtosis(gram: Tensor) -> float:
     References
     ----------
     He et al., "Understanding and Minimising Outlier Features in Transformer Training", arXiv 2405.19279, eq. 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.measures import channel_kurtosis
-    >>> channel_kurtosis(torch.eye(4)), channel_kurtosis(torch.diag(torch.tensor([1.0, 0.0, 0.0, 0.0])))
-    (1.0, 4.0)
     """
     energy = _energy(gram, "gram")
     energy = energy / energy.mean()  # squares of large sums stay in range

@@ -16,37 +16,7 @@ from cola_lib.models import LanguageModel
 
 @dataclass(frozen=True, eq=False)
 class PooledActivations:
-    """Mean output of each decoder block over the real tokens of each row of a calibration set.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n_samples, n_layers, d_model), float32
-        Layer ``i`` is the output of block ``i``: the residual stream after it. The last block's is taken before
-        the model's final norm, so that all layers are of one kind.
-    model : str
-        Fingerprint of the model that was run.
-    calibration : str
-        Fingerprint of the calibration set that it read.
-    sample_ids : tuple of tuple of str
-        For each row, the ids of the samples in it.
-
-    Raises
-    ------
-    DataError
-        If ``values`` has another shape or dtype, or does not have one row per entry of ``sample_ids``.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import pooled_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> pooled = pooled_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False)
-    >>> pooled.n_samples, pooled.n_layers, pooled.d_model
-    (4, 2, 32)
-    >>> pooled.vectors().norm(dim=1).round(decimals=3).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
+    """Mean output of each decoder block over the real tokens of each row of a calibration set."""
 
     values: Tensor
     model: str
@@ -81,26 +51,6 @@ class PooledActivations:
     def vectors(self, layers: Sequence[int] | None = None) -> Tensor:
         """One vector of unit length per row, in which each layer has the same weight.
 
-        Each layer's vector is scaled to unit length, the layers are put side by side, and the whole is scaled to
-        unit length again.
-
-        Parameters
-        ----------
-        layers : sequence of int, optional
-            Positions of the blocks to take, each at most once. Default: all.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_layers * d_model), float32
-            Rows have unit norm, so an inner product of two is the mean over layers of their cosines.
-
-        Raises
-        ------
-        SpecError
-            If a layer does not exist or comes twice, or none is given.
-        NumericsError
-            If a row's vector at some block is zero: it has no direction.
-
         Notes
         -----
         Without the scaling of each layer, the last blocks would decide alone: the residual stream grows with depth.
@@ -128,33 +78,7 @@ def pooled_activations(
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> PooledActivations:
-    """Run the model once over a calibration set and keep each block's mean output for each row.
-
-    Parameters
-    ----------
-    lm, calibration, batch_tokens, progress
-        As in :func:`~cola_lib.activations.row_features`.
-
-    Returns
-    -------
-    PooledActivations
-        On the CPU, in float32 whatever the model's dtype: 4 * n_samples * n_layers * d_model bytes, 69 kB a row for
-        the embedded model. Full activations are never kept.
-
-    Raises
-    ------
-    DataError, SpecError, NumericsError
-        As in :func:`~cola_lib.activations.row_features`.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import pooled_activations
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> pooled_activations(lm, random_tokens_set(lm.tokenizer, 4, 16), progress=False).values.shape
-    torch.Size([4, 2, 32])
-    """
+    """Run the model once over a calibration set and keep each block's mean output for each row."""
     probes = {"pooled": pooled_probe(range(len(lm.blocks)))}
     values = row_features(lm, calibration, probes, batch_tokens=batch_tokens, progress=progress)["pooled"]
     return PooledActivations(values, lm.fingerprint, calibration.fingerprint, calibration.sample_ids)

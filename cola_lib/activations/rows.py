@@ -33,35 +33,7 @@ Measure = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Probe:
-    """What to measure where.
-
-    Parameters
-    ----------
-    where : str
-        ``"output"``, or an input group such as ``"attn_in"``.
-    blocks : tuple of int
-        Positions of the blocks, ascending.
-    measure : callable
-        Takes states of shape (n_rows, seq_len, d), a mask of shape (n_rows, seq_len) that is true at real tokens, and
-        the position of the block in ``blocks``; returns (n_rows, k), float32.
-    add : bool
-        Add the blocks' values up instead of keeping one for each.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import Probe, row_features
-    >>> from cola_lib.activations.rows import OUTPUT
-    >>> from cola_lib.activations.rows import token_mean
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> def energy(states, mask, place):
-    ...     return token_mean(states.square().mean(-1, keepdim=True), mask)
-    >>> loudness = Probe(OUTPUT, (0, 1), energy)
-    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
-    >>> row_features(lm, rows, {"loudness": loudness}, progress=False)["loudness"].shape
-    torch.Size([4, 2, 1])
-    """
+    """What to measure where."""
 
     where: str
     blocks: tuple[int, ...]
@@ -74,27 +46,7 @@ class _DeepEnough(Exception):  # noqa: N818 - no error: it ends a forward pass w
 
 
 def token_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens of each row.
-
-    Parameters
-    ----------
-    states : Tensor of shape (n_rows, seq_len, d)
-        What padding holds does not matter, be it NaN.
-    mask : Tensor of shape (n_rows, seq_len), bool
-        True at real tokens.
-
-    Returns
-    -------
-    Tensor of shape (n_rows, d), float32
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations.rows import token_mean
-    >>> states = torch.tensor([[[1.0], [3.0], [99.0]]])
-    >>> token_mean(states, torch.tensor([[True, True, False]])).tolist()
-    [[2.0]]
-    """
+    """Mean over the real tokens of each row."""
     weights = (mask.float() / mask.sum(1, keepdim=True))[:, None]  # (n_rows, 1, seq_len)
     if states.is_cuda:  # a copy is cheap there, and waiting for the answer is not
         return torch.bmm(weights, _without_padding(states, mask))[:, 0]
@@ -110,60 +62,16 @@ def _without_padding(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def pooled_probe(blocks: Sequence[int]) -> Probe:
-    """Mean output of each block over a row's tokens: (n_rows, n_blocks, d_model).
-
-    Parameters
-    ----------
-    blocks : sequence of int
-        Positions of the blocks.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import pooled_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
-    >>> row_features(lm, rows, {"pooled": pooled_probe([0, 1])}, progress=False)["pooled"].shape
-    torch.Size([4, 2, 32])
-    """
+    """Mean output of each block over a row's tokens: (n_rows, n_blocks, d_model)."""
     return Probe(OUTPUT, tuple(blocks), lambda states, mask, _: token_mean(states, mask))
 
 
 def projection_probe(blocks: Sequence[int], matrices: Tensor) -> Probe:
     """Pooled outputs, scaled to unit length in each block, put side by side and projected: (n_rows, k).
 
-    Parameters
-    ----------
-    blocks : sequence of int
-        Positions of the blocks.
-    matrices : Tensor of shape (n_blocks, d_model, k), float32
-        The projection, cut into the rows that belong to each block.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
     Notes
     -----
     Projecting block by block and adding up is the projection of what stands side by side, which is never made.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations import projection_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> probe = projection_probe([0, 1], torch.randn(2, 32, 5))
-    >>> row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), {"place": probe}, progress=False)["place"].shape
-    torch.Size([4, 5])
     """
     if len(matrices) != len(blocks):
         raise SpecError(f"{len(blocks)} blocks need as many projection matrices, and there are {len(matrices)}")
@@ -177,28 +85,7 @@ def projection_probe(blocks: Sequence[int], matrices: Tensor) -> Probe:
 
 
 def moments_probe(blocks: Sequence[int]) -> Probe:
-    """Mean and standard deviation of each channel over a row's tokens: (n_rows, n_blocks, 2 * d_model).
-
-    Parameters
-    ----------
-    blocks : sequence of int
-        Positions of the blocks.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import moments_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
-    >>> row_features(lm, rows, {"moments": moments_probe([1])}, progress=False)["moments"].shape
-    torch.Size([4, 1, 64])
-    """
+    """Mean and standard deviation of each channel over a row's tokens: (n_rows, n_blocks, 2 * d_model)."""
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
         mean = token_mean(states, mask)
@@ -209,30 +96,7 @@ def moments_probe(blocks: Sequence[int]) -> Probe:
 
 
 def energy_probe(where: str, blocks: Sequence[int]) -> Probe:
-    """Sum of squares of each channel over a row's tokens, the diagonal of its Gram matrix: (n_rows, n_blocks, d).
-
-    Parameters
-    ----------
-    where : str
-        Place.
-    blocks : sequence of int
-        Positions of the blocks.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import energy_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
-    >>> row_features(lm, rows, {"energy": energy_probe("mlp_down", [0, 1])}, progress=False)["energy"].shape
-    torch.Size([4, 2, 64])
-    """
+    """Sum of squares of each channel over a row's tokens, the diagonal of its Gram matrix: (n_rows, n_blocks, d)."""
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
         return token_mean(states.float().square(), mask) * mask.sum(1, keepdim=True)
@@ -241,30 +105,7 @@ def energy_probe(where: str, blocks: Sequence[int]) -> Probe:
 
 
 def peak_probe(where: str, blocks: Sequence[int]) -> Probe:
-    """Largest magnitude of each channel over a row's tokens: (n_rows, n_blocks, d).
-
-    Parameters
-    ----------
-    where : str
-        Place.
-    blocks : sequence of int
-        Positions of the blocks.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import peak_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> rows = random_tokens_set(lm.tokenizer, 4, 16)
-    >>> row_features(lm, rows, {"peak": peak_probe("attn_in", [0, 1])}, progress=False)["peak"].shape
-    torch.Size([4, 2, 32])
-    """
+    """Largest magnitude of each channel over a row's tokens: (n_rows, n_blocks, d)."""
 
     def measure(states: Tensor, mask: Tensor, _: int) -> Tensor:
         return _without_padding(states.abs(), mask).amax(1)
@@ -273,34 +114,7 @@ def peak_probe(where: str, blocks: Sequence[int]) -> Probe:
 
 
 def sketch_probe(where: str, blocks: Sequence[int], matrices: Tensor) -> Probe:
-    """Gram matrix of each row's inputs after a projection, its lower triangle: (n_rows, n_blocks, m * (m + 1) / 2).
-
-    Parameters
-    ----------
-    where : str
-        Place.
-    blocks : sequence of int
-        Positions of the blocks.
-    matrices : Tensor of shape (n_blocks, d, m), float32
-        Projections P: the triangle is that of PᵀXᵀXP, with off-diagonal entries times √2, so that the inner product
-        of two rows' vectors is the Frobenius product of their projected Gram matrices.
-
-    Returns
-    -------
-    Probe
-        For :func:`row_features`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations import row_features, sketch_probe
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> probe = sketch_probe("attn_in", [0, 1], torch.randn(2, 32, 3))
-    >>> row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), {"gram": probe}, progress=False)["gram"].shape
-    torch.Size([4, 2, 6])
-    """
+    """Gram matrix of each row's inputs after a projection, its lower triangle: (n_rows, n_blocks, m * (m + 1) / 2)."""
     m = matrices.shape[-1]
     placed = functools.cache(matrices.to)  # once, and not for every block and batch
 
@@ -361,27 +175,7 @@ def _placed(
 
 
 def length_batches(lengths: Tensor, batch_tokens: int) -> list[Tensor]:
-    """Group rows of like length, longest first, so that little of a batch is padding.
-
-    Parameters
-    ----------
-    lengths : Tensor of shape (n_rows,), int64
-        Real tokens of each row.
-    batch_tokens : int
-        Bound on rows times the longest of them; a longer row runs alone.
-
-    Returns
-    -------
-    list of Tensor, int64
-        Positions of the rows of each batch.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.activations import length_batches
-    >>> [batch.tolist() for batch in length_batches(torch.tensor([5, 2, 9, 4]), batch_tokens=10)]
-    [[2], [0, 3], [1]]
-    """
+    """Group rows of like length, longest first, so that little of a batch is padding."""
     order = torch.argsort(lengths, descending=True, stable=True)
     batches, start = [], 0
     while start < len(order):
@@ -402,50 +196,10 @@ def row_features(
 ) -> dict[str, Tensor]:
     """Run the model once over rows and reduce what passes each probe to a vector for each row.
 
-    Parameters
-    ----------
-    lm : LanguageModel
-        Left as it is. Only its decoder runs, down to the deepest block with a probe.
-    rows : CalibrationSet
-        Padding enters no measure.
-    probes : mapping of str to Probe
-        What to measure.
-    batch_tokens : int, optional
-        Positions run at a time. Default: :data:`BATCH_TOKENS` of the device. Values differ between sizes by rounding.
-    progress : bool
-        Show a progress bar over tokens.
-
-    Returns
-    -------
-    dict of str to Tensor, float32 on the CPU
-        For each probe (n_rows, n_blocks, k), or (n_rows, k) if it adds its blocks up.
-
-    Raises
-    ------
-    DataError
-        If a row has no token that is not padding.
-    SpecError
-        If there is no probe, a probe watches no block or one that there is not, or ``batch_tokens`` is below 1.
-    UnknownNameError
-        If the architecture has no such input group.
-    NumericsError
-        If a measure is NaN or infinite; the message names the first such block.
-
     Notes
     -----
     No attention mask is passed: padding is on the right, and under causal attention what stands on the right of a
     token never reaches it. Attention kernels are faster without one.
-
-    Examples
-    --------
-    >>> from cola_lib.activations import peak_probe, pooled_probe, row_features
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> probes = {"mean": pooled_probe([1]), "peak": peak_probe("mlp_in", [0])}
-    >>> found = row_features(lm, random_tokens_set(lm.tokenizer, 4, 16), probes, progress=False)
-    >>> {name: tuple(values.shape) for name, values in found.items()}
-    {'mean': (4, 1, 32), 'peak': (4, 1, 32)}
     """
     if not probes or not all(probe.blocks for probe in probes.values()):
         raise SpecError("there is no probe, or one that watches no block: nothing would be measured")

@@ -54,40 +54,7 @@ def score_interval(
     interval: Interval = "t",
     draw: str = "draw",
 ) -> Estimate:
-    """Score of one condition.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Rows of one condition and one capability.
-    score : str
-        One of :data:`cola_lib.analysis.scores.SCORES`.
-    rng : numpy.random.Generator
-        For the resamples.
-    n_boot : int
-        Resamples for each factor.
-    level : float
-        Coverage.
-    interval : {"t", "percentile"}
-        See :func:`difference`.
-    draw : str
-        Column that names the draw.
-
-    Returns
-    -------
-    Estimate
-        With its interval over draws and items.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import simulated_grid
-    >>> from cola_lib.analysis.bootstrap import score_interval
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> found = score_interval(frame[frame["source"] == "c4"], rng=np.random.default_rng(0))
-    >>> found.low < found.value < found.high
-    True
-    """
+    """Score of one condition."""
     one = condition(frame, score, draw=draw)
     return estimate([one], lambda value: value, rng=rng, n_boot=n_boot, level=level, interval=interval)
 
@@ -106,37 +73,6 @@ def difference(
 ) -> Estimate:
     """Score of A minus score of B, over the same items.
 
-    Parameters
-    ----------
-    a, b : pandas.DataFrame
-        Rows of one condition and one capability each. A condition without draws (the dense model, say) has
-        no chance in its draws.
-    score : str
-        One of :data:`cola_lib.analysis.scores.SCORES`.
-    rng : numpy.random.Generator
-        For the resamples.
-    draws : {"independent", "paired"}
-        ``"paired"`` where draw *k* of A and draw *k* of B belong together: two methods on the same calibration sets,
-        or the same samples in two formats. ``"independent"`` otherwise, as for two sources.
-    n_boot : int
-        Resamples for each factor.
-    level : float
-        Coverage.
-    interval : {"t", "percentile"}
-        ``"t"``: value ± t · SE. ``"percentile"``: the classical bootstrap over draws and items together, for
-        comparison only; see Notes.
-    draw : str
-        Column that names the draw.
-
-    Returns
-    -------
-    Estimate
-
-    Raises
-    ------
-    DataError
-        If the conditions are not over the same items, or a task has a single item.
-
     Notes
     -----
     Coverage of 95 % intervals, measured on 500 simulated truths for each of 16 settings a row: 90 items in 3 tasks,
@@ -154,16 +90,6 @@ def difference(
 
     The percentile interval knows nothing of how few draws there are. Both count the interaction of draws and items
     more than once (Owen, Annals of Applied Statistics 1, 2007), and so are a little wide where it dominates.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import difference, simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> a, b = (frame[frame["source"] == source] for source in ("code", "c4"))
-    >>> found = difference(a, b, rng=np.random.default_rng(0))
-    >>> found.value < 0, found.low < found.value < found.high, found.over
-    (True, True, 'draws and items')
     """
     pair = [condition(a, score, draw=draw), condition(b, score, draw=draw)]
     return estimate(pair, lambda x, y: x - y, rng=rng, draws=draws, n_boot=n_boot, level=level, interval=interval)
@@ -181,32 +107,7 @@ def ratio(
     interval: Interval = "t",
     draw: str = "draw",
 ) -> Estimate:
-    """Score of A divided by score of B, over the same items; the interval is computed for the logarithm.
-
-    Parameters
-    ----------
-    a, b, score, rng, draws, n_boot, level, interval, draw
-        As in :func:`difference`.
-
-    Returns
-    -------
-    Estimate
-
-    Raises
-    ------
-    DataError
-        As in :func:`difference`, and if a score is 0 in the data or a resample, where a ratio has no interval.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import ratio, simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> a, b = (frame[frame["source"] == source] for source in ("code", "c4"))
-    >>> found = ratio(a, b, rng=np.random.default_rng(0))
-    >>> found.high < 1, found.scale
-    (True, 'ratio')
-    """
+    """Score of A divided by score of B, over the same items; the interval is computed for the logarithm."""
     pair = [condition(a, score, draw=draw), condition(b, score, draw=draw)]
     found = estimate(pair, _log_ratio, rng=rng, draws=draws, n_boot=n_boot, level=level, interval=interval)
     value, low, high = (float(np.exp(end)) for end in (found.value, found.low, found.high))
@@ -231,47 +132,7 @@ def estimate(
     level: float = 0.95,
     interval: Interval = "t",
 ) -> Estimate:
-    """Any smooth function of the scores of some conditions, with its interval.
-
-    Parameters
-    ----------
-    conditions : sequence of Condition
-        Over the same items.
-    statistic : callable
-        From one array of scores per condition, each of shape (n_replicates,) or (1,), to one of shape (n_replicates,).
-    rng, n_boot, level, interval
-        As in :func:`difference`.
-    draws : {"independent", "paired"} or sequence
-        As in :func:`difference`; or one label per condition: conditions of the same label have their draws in
-        common, as several methods on one source's calibration sets have.
-    by_task : bool
-        Whether the statistic takes scores task by task, of shape (n_replicates, n_tasks) or (1, n_tasks).
-    unbiased : bool
-        Take off what chance in draws and items adds to the value, as it does to any measure of spread: the mean of
-        the replicates minus the value, for each factor. For a sum of squares this is exact.
-
-    Returns
-    -------
-    Estimate
-
-    Raises
-    ------
-    DataError
-        As in :func:`difference`.
-    ValueError
-        If ``unbiased`` is asked for with the percentile interval, which would not move with it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import condition, simulated_grid
-    >>> from cola_lib.analysis.bootstrap import estimate
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> both = [condition(frame[frame["source"] == source]) for source in ("c4", "code")]
-    >>> found = estimate(both, lambda c4, code: 1 - code / c4, rng=np.random.default_rng(0))
-    >>> round(found.value, 2), found.n_draws, found.n_items
-    (0.05, 5, 20)
-    """
+    """Any smooth function of the scores of some conditions, with its interval."""
     if interval not in INTERVALS:
         raise UnknownNameError("interval", str(interval), INTERVALS)
     if unbiased and interval != "t":
@@ -386,11 +247,7 @@ class _Spread(NamedTuple):
 
 
 def _variance(factors: Iterable[_Factor], rng: np.random.Generator, n_boot: int) -> _Spread:
-    """Variance from all factors of one kind, and its degrees of freedom (Satterthwaite, Biometrics 2, 1946).
-
-    Each resample takes n - 1 of n units: for a mean its variance is then that of the mean without bias, s²/n, where
-    n of n would fall short by the factor (n - 1)/n, a third with three draws (Rao and Wu, JASA 83, 1988).
-    """
+    """Variance from all factors of one kind, and its degrees of freedom (Satterthwaite, Biometrics 2, 1946)."""
     variance, dof, mean = [], [], []
     for factor in factors:
         replicates = factor.replicates(_resampled(factor.n, factor.n - 1, n_boot, rng))
@@ -417,24 +274,5 @@ def _jointly(joint: _Joint, draws: Draws | Sequence[Hashable], rng: np.random.Ge
 
 
 def rng_of(seed: int, name: Mapping[str, Any]) -> np.random.Generator:
-    """Give each comparison random numbers of its own, so that adding one does not move the others.
-
-    Parameters
-    ----------
-    seed : int
-        Of the whole analysis.
-    name : mapping
-        Labels of the comparison.
-
-    Returns
-    -------
-    numpy.random.Generator
-        The same for the same seed and labels.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.bootstrap import rng_of
-    >>> rng_of(0, {"source": "c4"}).random() == rng_of(0, {"source": "c4"}).random()
-    True
-    """
+    """Give each comparison random numbers of its own, so that adding one does not move the others."""
     return np.random.default_rng([seed, *(ord(char) for char in repr(sorted(name.items())))])

@@ -17,34 +17,7 @@ _SMALLEST_TAIL = 1e-60
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval.
-
-    Parameters
-    ----------
-    value : float
-        On all draws and items.
-    low, high : float
-        Ends of the interval.
-    se_draws, se_items : float
-        Standard errors from the draws and from the items; on the scale of the logarithm for a ratio.
-    n_draws, n_items : int
-        What it rests on; ``n_draws`` is the smaller of the two where conditions differ, 0 without draws.
-    level : float
-        Coverage that was asked for.
-    over : {"draws and items", "draws", "items"}
-        What the interval covers. With one draw nothing is known of other draws.
-    dof_draws, dof_items : float
-        Degrees of freedom of the two standard errors.
-    scale : {"difference", "ratio"}
-        Whether no effect is 0, or 1 with an interval for the logarithm.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Estimate
-    >>> gain = Estimate(0.05, 0.02, 0.08, se_draws=0.01, se_items=0.01, n_draws=5, n_items=60, dof_draws=4)
-    >>> round(gain.se, 3), gain.p_value < 0.05
-    (0.014, False)
-    """
+    """A number with its interval."""
 
     value: float
     low: float
@@ -70,24 +43,7 @@ class Estimate:
         return self.p_value_at(1.0 if self.scale == "ratio" else 0.0)
 
     def p_value_at(self, null: float) -> float:
-        """Two-sided p-value of the hypothesis that the truth is ``null``.
-
-        Parameters
-        ----------
-        null : float
-            On the scale of ``value``.
-
-        Returns
-        -------
-        float
-            1 minus the coverage at which the ``"t"`` interval would end at ``null``: below 1 - ``level`` exactly if
-            that interval leaves ``null`` out. Where nothing varies it is 1 at the value itself and 0 elsewhere.
-
-        Raises
-        ------
-        ValueError
-            If a ratio is compared with what is no ratio.
-        """
+        """Two-sided p-value of the hypothesis that the truth is ``null``."""
         if self.scale == "ratio" and null <= 0:
             raise ValueError(f"a ratio is above 0, and the hypothesis is {null}")
         distance = np.log(self.value / null) if self.scale == "ratio" else self.value - null

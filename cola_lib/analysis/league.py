@@ -18,30 +18,7 @@ from cola_lib.errors import DataError
 
 @dataclass(frozen=True)
 class Ranking:
-    """Competitors in the order of their mean ranks.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Best first: the competitor, ``rank`` (1 is best, mean over all), ``low`` and ``high`` (95 % interval over
-        blocks) and ``best`` (share of blocks in which it came first).
-    critical_difference : float
-        Two mean ranks that differ by less are not told apart (Nemenyi).
-    p_value : float
-        Of there being no difference at all (Friedman).
-    n_blocks : int
-        Independent repetitions.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.analysis import mean_ranks
-    >>> scores = pd.DataFrame({"source": list("abc") * 4, "draw": [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3})
-    >>> scores = scores.assign(label="wanda", capability="math", value=[1.0, 2.0, 3.0] * 4)
-    >>> ranking = mean_ranks(scores)
-    >>> ranking.table["source"].tolist(), ranking.n_blocks
-    (['a', 'b', 'c'], 4)
-    """
+    """Competitors in the order of their mean ranks."""
 
     table: pd.DataFrame
     critical_difference: float

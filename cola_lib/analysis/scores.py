@@ -17,34 +17,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Score:
-    """How items add up to the score of a task: sum of numerators over sum of weights.
-
-    Parameters
-    ----------
-    name : str
-        What tables and figures call it.
-    numerator, weight : callable
-        From a frame of items to one number per item; for a binned score the numerator is one array per item,
-        of shape (n_bins,).
-    lower_is_better : bool
-        Whether a loss of capability raises it.
-    columns : tuple of str
-        What the two read.
-    relative : bool
-        Whether an effect on it is told as a share of the baseline's score, or else as a difference.
-    binned : bool
-        Whether it is a sum over bins of absolute values, see :class:`BinnedCondition`.
-    where : str
-        For which items it exists.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.analysis.scores import score_named
-    >>> score = score_named("bits_per_byte")
-    >>> score.lower_is_better, score.columns
-    (True, ('nll', 'n_bytes'))
-    """
+    """How items add up to the score of a task: sum of numerators over sum of weights."""
 
     name: str
     numerator: Callable[[pd.DataFrame], pd.Series]
@@ -56,18 +29,7 @@ class Score:
     where: str = "check the filter that made the frame"
 
     def of(self, frame: pd.DataFrame) -> pd.Series:
-        """Numerator of each item.
-
-        Parameters
-        ----------
-        frame : pandas.DataFrame
-            Items.
-
-        Raises
-        ------
-        DataError
-            If the frame lacks a column that the score needs.
-        """
+        """Numerator of each item."""
         missing = [column for column in self.columns if column not in frame]
         if missing:
             raise DataError(
@@ -147,29 +109,7 @@ predicted token. ``calibration_error`` is the expected calibration error of the 
 
 
 def score_named(name: str) -> Score:
-    """Look a score up.
-
-    Parameters
-    ----------
-    name : str
-        One of :data:`SCORES`.
-
-    Returns
-    -------
-    Score
-        How its items add up.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none of that name.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.scores import score_named
-    >>> score_named("accuracy").lower_is_better
-    False
-    """
+    """Look a score up."""
     if name not in SCORES:
         raise UnknownNameError("score", name, SCORES)
     return SCORES[name]
@@ -177,29 +117,7 @@ def score_named(name: str) -> Score:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Scores of one condition: one method, under several draws of one kind of calibration set.
-
-    Parameters
-    ----------
-    numerator : ndarray of shape (n_draws, n_items)
-        Of each draw and item. One row if the condition has no draws.
-    weight : ndarray of shape (n_items,)
-        Of each item.
-    task : ndarray of shape (n_items,), int64
-        Index into ``tasks``.
-    items, tasks : tuple of str
-        Names, sorted.
-    draws : tuple
-        Names of the draws; empty for a condition without calibration data.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import condition, simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> one = condition(frame[frame["source"] == "code"])
-    >>> one.n_draws, len(one.items), one.value().shape
-    (5, 20, (1,))
-    """
+    """Scores of one condition: one method, under several draws of one kind of calibration set."""
 
     numerator: Array
     weight: Array
@@ -214,34 +132,11 @@ class Condition:
         return len(self.draws)
 
     def value(self, draws: Array | None = None, items: Array | None = None) -> Array:
-        """Score of the capability: the mean over draws and tasks.
-
-        Parameters
-        ----------
-        draws : ndarray of shape (n_replicates, n_draws), optional
-            Weight of each draw in each replicate; default 1.
-        items : ndarray of shape (n_replicates, n_items), optional
-            Weight of each item in each replicate; default 1.
-
-        Returns
-        -------
-        ndarray of shape (n_replicates,)
-            Tasks count equally, whatever their number of items; so do draws.
-        """
+        """Score of the capability: the mean over draws and tasks."""
         return self.by_task(draws, items).mean(axis=1)
 
     def by_task(self, draws: Array | None = None, items: Array | None = None) -> Array:
-        """Score of each task: the mean over draws.
-
-        Parameters
-        ----------
-        draws, items : ndarray, optional
-            As in :meth:`value`.
-
-        Returns
-        -------
-        ndarray of shape (n_replicates, n_tasks)
-        """
+        """Score of each task: the mean over draws."""
         rows = np.ones((1, max(self.n_draws, 1))) if draws is None else draws
         columns = np.ones((1, len(self.items))) if items is None else items
         mean = rows @ self.numerator / rows.sum(axis=1, keepdims=True)  # (n_replicates, n_items)
@@ -256,15 +151,6 @@ class Condition:
 @dataclass(frozen=True, eq=False)
 class BinnedCondition(Condition):
     """Expected calibration error of one condition: the gap between confidence and accuracy, bin by bin.
-
-    Parameters
-    ----------
-    numerator : ndarray of shape (n_bins, n_draws, n_items)
-        Summed confidence minus number of hits of each item's tokens in a bin.
-    weight : ndarray of shape (n_items,)
-        Tokens of each item, over all bins.
-    task, items, tasks, draws
-        As in :class:`Condition`.
 
     Notes
     -----
@@ -281,29 +167,10 @@ class BinnedCondition(Condition):
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, eq. 3. Roelofs et al., "Mitigating Bias in
     Calibration Error Estimation", arXiv 2012.08668, on the bias.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis.scores import BinnedCondition
-    >>> gaps = np.array([[[2.0, 1.0]], [[-1.0, 0.0]]])  # two bins, one draw, two items
-    >>> condition = BinnedCondition(gaps, np.array([10.0, 10.0]), np.array([0, 0]), ("a", "b"), ("riddles",), (0,))
-    >>> condition.value().item()  # (|2 + 1| + |-1 + 0|) / 20
-    0.2
     """
 
     def by_task(self, draws: Array | None = None, items: Array | None = None) -> Array:
-        """Calibration error of each task: the mean over draws.
-
-        Parameters
-        ----------
-        draws, items : ndarray, optional
-            As in :meth:`Condition.value`.
-
-        Returns
-        -------
-        ndarray of shape (n_replicates, n_tasks)
-        """
+        """Calibration error of each task: the mean over draws."""
         rows = np.ones((1, max(self.n_draws, 1))) if draws is None else draws
         columns = np.ones((1, len(self.items))) if items is None else items
         per_task = []
@@ -317,35 +184,7 @@ class BinnedCondition(Condition):
 
 
 def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = "draw") -> Condition:
-    """Arrange the scores of one condition.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Rows of one condition and one capability, one per draw and item.
-    score : str
-        One of :data:`SCORES`. Items for which it is missing are left out (accuracy exists for choices only).
-    draw : str
-        Column that names the draw. All missing means that the condition has no draws.
-
-    Returns
-    -------
-    Condition
-        Its scores by draw and item.
-
-    Raises
-    ------
-    DataError
-        If a draw has an item twice, or lacks one that another draw has, or nothing is left.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import condition, simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> one = condition(frame[frame["source"] == "c4"])
-    >>> one.draws, one.tasks
-    ((0, 1, 2, 3, 4), ('math0', 'math1'))
-    """
+    """Arrange the scores of one condition."""
     kind = score_named(score)
     if frame.empty:
         raise DataError("no scores: the frame has no rows; check the filter that made it")
@@ -397,18 +236,7 @@ def _once_each(frame: pd.DataFrame, draw: str, place: NDArray[np.int64], shape: 
 
 
 def same_items(conditions: Sequence[Condition]) -> None:
-    """Refuse a comparison that is not over the same items.
-
-    Parameters
-    ----------
-    conditions : sequence of Condition
-        To be compared.
-
-    Raises
-    ------
-    DataError
-        If their items or weights differ, with how many are in one only.
-    """
+    """Refuse a comparison that is not over the same items."""
     first = conditions[0]
     for other in conditions[1:]:
         if first.items != other.items:
@@ -422,17 +250,6 @@ def same_items(conditions: Sequence[Condition]) -> None:
 
 
 def less_is_better(score: str) -> None:
-    """Refuse a score whose ratio to a baseline's is no loss: of accuracy, more is better.
-
-    Parameters
-    ----------
-    score : str
-        Key of :data:`SCORES`.
-
-    Raises
-    ------
-    DataError
-        If more of it is better.
-    """
+    """Refuse a score whose ratio to a baseline's is no loss: of accuracy, more is better."""
     if not score_named(score).lower_is_better:
         raise DataError(f"a gain is a share of a loss, and of {score} more is better: take difference_table")

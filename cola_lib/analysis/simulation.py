@@ -26,36 +26,7 @@ def simulated_grid(
     item_sd: float = 0.02,
     noise_sd: float = 0.01,
 ) -> pd.DataFrame:
-    """Bits per byte of every condition: the dense model's, raised by a known loss and by chance.
-
-    Parameters
-    ----------
-    conditions : sequence of mapping
-        Labels of each, among them ``source`` and ``loss``: expected share by which bits per byte rise above the dense
-        model's. ``capability`` is ``"math"`` unless given, ``method`` ``"wanda"``, and ``label`` the method.
-        ``draw_sd`` overrides that of the grid. A condition's calibration sets are those of all others with the same
-        ``source`` and the same ``set``, if it has one.
-    chance : numpy.random.Generator, optional
-        For everything. Default: one that always starts alike.
-    n_draws, n_items, n_tasks : int
-        Of each condition.
-    draw_sd, item_sd, noise_sd : float
-        Spread, as a share of the dense model's score, of calibration sets, of what is particular to an item in a
-        condition, and of what is particular to it in one draw too.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per condition, draw and item, and per item of the dense model: columns as of
-        :func:`cola_lib.experiments.run_grid`, with the labels.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> frame.groupby("method").size().to_dict()
-    {'dense': 20, 'wanda': 200}
-    """
+    """Bits per byte of every condition: the dense model's, raised by a known loss and by chance."""
     chance = chance or np.random.default_rng(0)
     conditions = [DEFAULTS | {"label": one.get("method", DEFAULTS["method"])} | dict(one) for one in conditions]
     items = np.random.default_rng(7)

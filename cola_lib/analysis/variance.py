@@ -189,11 +189,7 @@ def _losses(cells: Grid, dense: Condition) -> dict[tuple[str, str], Array]:
 
 
 class _Strata(NamedTuple):
-    """A grid reduced to what the restricted likelihood reads: the mean over methods, and contrasts between methods.
-
-    Each has a part within sources (of draws around their mean) and one between them. Orthonormal contrasts of methods
-    have the same distribution, so their sums of squares stand for them.
-    """
+    """A grid reduced to what the restricted likelihood reads: the mean over methods, and contrasts between methods."""
 
     n_methods: int
     n_draws: Array  # (n_sources,)
@@ -336,31 +332,6 @@ def source_versus_method(
 ) -> Estimate:
     """Share of the source in the variance of source and method together.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Rows of one capability: several methods on the same draws of several sources. Cells without a source
-        are left out.
-    score : str
-        One of :data:`cola_lib.analysis.scores.SCORES`.
-    rng : numpy.random.Generator
-        For the resamples.
-    source, method, draw : str
-        Columns.
-    n_boot, level
-        As in :func:`cola_lib.analysis.bootstrap.difference`.
-
-    Returns
-    -------
-    Estimate
-        Of σ²_source / (σ²_source + σ²_method): at 1/2 the two matter alike, and share / (1 - share) is their ratio. The
-        share has an interval where the ratio has none, at a component of 0.
-
-    Raises
-    ------
-    DataError
-        As in :func:`variance_components`.
-
     Notes
     -----
     Each component is the variance of marginal means less what the interaction puts there, less what the chance of draws
@@ -370,18 +341,6 @@ def source_versus_method(
 
     Where the interaction is so large that it leaves nothing of a component, the share is no smooth function of the
     scores: the interval is then from 0 to 1, which says nothing.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import simulated_grid, source_versus_method
-    >>> conditions = [
-    ...     {"source": source, "method": method, "loss": 0.05 + of_source + of_method}
-    ...     for source, of_source in {"c4": 0.0, "code": 0.04, "math": 0.08}.items()
-    ...     for method, of_method in {"wanda": 0.0, "gptq": 0.01}.items()
-    ... ]
-    >>> source_versus_method(simulated_grid(conditions), rng=np.random.default_rng(0)).value > 0.5
-    True
     """
     cells = _cells(frame, score, source, method, draw)
     sources, methods = (sorted({key[axis] for key in cells}) for axis in (0, 1))

@@ -274,62 +274,7 @@ def build_calibration_set(
     format: Format = "text",
     shots: int = 3,
 ) -> CalibrationSet:
-    """Draw, tokenize and lay out samples.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        The pool. Its order does not matter.
-    tokenizer : PreTrainedTokenizerBase
-        Of the model to be calibrated. It needs no pad token.
-    n_samples : int
-        Rows of the set; a row of layout ``"pack"`` holds parts of several samples.
-    seq_len : int
-        Tokens in a row.
-    seed : int
-        Of everything random. The same arguments give the same bytes.
-    layout : {"pack", "truncate", "pad"}
-        See :mod:`cola_lib.calibration.tokenization`.
-    draw, n_draws : int
-        Draw number ``draw`` of ``n_draws`` disjoint ones.
-    segment_len : int, optional
-        For layout ``"pack"``: most tokens that a document gives before the next one does. Default:
-        ``seq_len``. Give it to compare row lengths on the same stream of tokens.
-    name : str, optional
-        Default: the sources of the samples.
-    format : {"text", "question", "question_answer", "question_reasoning", "chat", "few_shot"}
-        How a sample is worded, see :mod:`cola_lib.calibration.formats`. With layout ``"pad"``, row i is
-        the same sample in every format, and its id comes first in ``sample_ids``; what is longer than
-        ``seq_len`` is cut there, with a warning.
-    shots : int
-        For format ``"few_shot"``: exemplars before each sample, taken from the same draw.
-
-    Returns
-    -------
-    CalibrationSet
-        Its first rows are those of a smaller set with otherwise the same arguments.
-
-    Raises
-    ------
-    DataError
-        If the samples do not suffice, with what there is and what was asked for. Nothing is
-        ever repeated to fill up. Or if a sample lacks what its format needs.
-    SpecError
-        If a number is out of range, or the tokenizer has no chat template for format ``"chat"``.
-    UnknownNameError
-        If there is no such layout or format.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import build_calibration_set
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> texts = ["Many hands make light work.", "Still waters run deep.", "Practice makes perfect."]
-    >>> samples = [Sample(str(i), text, "proverbs") for i, text in enumerate(texts)]
-    >>> rows = build_calibration_set(samples, byte_tokenizer(), n_samples=2, seq_len=16, layout="pad")
-    >>> print(rows.summary())
-    proverbs: 2 rows of 16 (pad; 2 proverbs), 32 effective tokens
-    """
+    """Draw, tokenize and lay out samples."""
     if name is None:
         name = "+".join(dict.fromkeys(sample.source for sample in samples)) or "(no samples)"
     drawn = draw_samples(samples, seed=seed, draw=draw, n_draws=n_draws)
@@ -451,31 +396,7 @@ def calibration_set(
 
 
 def source_samples(source: str, overlap: Literal["raise", "drop", "allow"] = "raise") -> list[Sample]:
-    """Load a source's calibration half; a dataset of your own is compared with the evaluation items first.
-
-    Parameters
-    ----------
-    source : str
-        Name for :func:`cola_lib.data.load_samples`.
-    overlap : {"raise", "drop", "allow"}
-        As in :func:`calibration_set`.
-
-    Returns
-    -------
-    list of Sample
-        Those that may be calibrated on.
-
-    Raises
-    ------
-    DataError
-        If it repeats evaluation items.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import source_samples
-    >>> {sample.domain for sample in source_samples("openbookqa")}
-    {'commonsense'}
-    """
+    """Load a source's calibration half; a dataset of your own is compared with the evaluation items first."""
     samples = load_samples(source, "calibration")
     if is_packaged(source):
         return samples  # packaged halves are disjoint already
@@ -491,34 +412,7 @@ def source_samples(source: str, overlap: Literal["raise", "drop", "allow"] = "ra
 
 
 def interleave(parts: Sequence[CalibrationSet], *, name: str | None = None) -> CalibrationSet:
-    """Mix calibration sets row by row, so that any first rows hold about the whole's proportions.
-
-    Parameters
-    ----------
-    parts : sequence of CalibrationSet
-        Sets of one ``seq_len``.
-    name : str, optional
-        Default: the parts' names, joined by ``+``.
-
-    Returns
-    -------
-    CalibrationSet
-        All rows; seed, layout and draw are the first part's, and the formats are joined by ``+``.
-
-    Raises
-    ------
-    SpecError
-        If there are no parts, or they differ in ``seq_len``.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import interleave, random_tokens_set
-    >>> from cola_lib.models import byte_tokenizer
-    >>> a, b = (random_tokens_set(byte_tokenizer(), n, 8, seed=n) for n in (2, 4))
-    >>> mixed = interleave([a, b], name="a third of the first")
-    >>> mixed.n_samples, mixed.name
-    (6, 'a third of the first')
-    """
+    """Mix calibration sets row by row, so that any first rows hold about the whole's proportions."""
     lengths = {part.seq_len for part in parts}
     if len(lengths) != 1:
         raise SpecError(f"sets of one seq_len can be mixed, and these have: {sorted(lengths) or 'no rows'}")

@@ -64,27 +64,7 @@ _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 def formats_of(sample: Sample) -> tuple[str, ...]:
-    """List the formats that a sample has the parts for.
-
-    Parameters
-    ----------
-    sample : Sample
-        Of any source.
-
-    Returns
-    -------
-    tuple of str
-        In the order of :data:`FORMATS`. Whether ``"chat"`` works depends on the tokenizer too.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import formats_of
-    >>> from cola_lib.data import Sample
-    >>> formats_of(Sample("1", "Still waters run deep.", "proverbs"))
-    ('text',)
-    >>> formats_of(Sample("2", "2 + 2? 4", "sums", question="2 + 2?", answer="4"))
-    ('text', 'question', 'question_answer', 'chat', 'few_shot')
-    """
+    """List the formats that a sample has the parts for."""
     whole = {"chat"} if sample.messages else set()
     return tuple(name for name, parts in _NEEDS.items() if name in whole or all(_part(sample, part) for part in parts))
 
@@ -180,24 +160,7 @@ def rendered(
     tokenizer: PreTrainedTokenizerBase | None,
     sample: Sample,
 ) -> str:
-    """Put a chat through the tokenizer's template.
-
-    Parameters
-    ----------
-    turns, tools : sequence of mapping
-        Messages, and tools that they may call.
-    tokenizer : PreTrainedTokenizerBase, optional
-        Of the model.
-    sample : Sample
-        For messages.
-
-    Raises
-    ------
-    SpecError
-        If the tokenizer has no chat template, or one that does not read tools.
-    ColaError
-        If the template refuses the chat.
-    """
+    """Put a chat through the tokenizer's template."""
     callable_tools: list[Any] | None = [dict(tool) for tool in tools] or None
     try:
         if tokenizer is None:
@@ -258,24 +221,6 @@ that has no chat template.
 class Wording:
     """One format for the samples of one draw, with their exemplars.
 
-    Parameters
-    ----------
-    format : str
-        Key of :data:`FORMATS`.
-    drawn : sequence of Sample
-        All samples of the draw, in its order.
-    tokenizer : PreTrainedTokenizerBase
-        For ``"chat"``, its template.
-    shots : int
-        For ``"few_shot"``, exemplars of each sample; other formats do not read it.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such format.
-    SpecError
-        If ``shots`` is below 1 where it is read.
-
     Notes
     -----
     Exemplars have the sample's own source. They are taken from the end of the draw, the next ``shots`` for each
@@ -302,45 +247,15 @@ class Wording:
             group.append(sample)
 
     def templated(self, sample: Sample) -> bool:
-        """Whether a chat template writes the sample's special tokens, so that the tokenizer must not add its own.
-
-        Parameters
-        ----------
-        sample : Sample
-            One of the draw.
-        """
+        """Whether a chat template writes the sample's special tokens, so that the tokenizer must not add its own."""
         return self.format == "chat" or (self.format == "text" and bool(sample.messages))
 
     def text(self, sample: Sample) -> str:
-        """Word one sample of the draw.
-
-        Parameters
-        ----------
-        sample : Sample
-            One of the draw.
-
-        Raises
-        ------
-        DataError
-            If it or an exemplar lacks a part, or the draw has too few exemplars.
-        SpecError
-            If the tokenizer has no chat template.
-        """
+        """Word one sample of the draw."""
         return FORMATS[self.format](sample, self._tokenizer, self.exemplars(sample.id))
 
     def exemplars(self, sample_id: str) -> tuple[Sample, ...]:
-        """Other samples that stand before a sample; none unless the format is ``"few_shot"``.
-
-        Parameters
-        ----------
-        sample_id : str
-            Of a sample of the draw.
-
-        Raises
-        ------
-        DataError
-            If the draw has too few others of its source.
-        """
+        """Other samples that stand before a sample; none unless the format is ``"few_shot"``."""
         if not self._shots:
             return ()
         source, place = self._place[sample_id]
@@ -356,12 +271,6 @@ class Wording:
         return tuple(sample for sample in near if sample.id != sample_id)[: self._shots]
 
     def provenance(self, sample_ids: Sequence[str]) -> tuple[str, ...]:
-        """List the samples of a row with their exemplars after them, each once.
-
-        Parameters
-        ----------
-        sample_ids : sequence of str
-            Samples that the row is made of.
-        """
+        """List the samples of a row with their exemplars after them, each once."""
         shots = (shot.id for sample_id in sample_ids for shot in self.exemplars(sample_id))
         return tuple(dict.fromkeys((*sample_ids, *shots)))

@@ -45,17 +45,7 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a calibration set.
-
-    Parameters
-    ----------
-    ids : list of int
-        At most ``seq_len`` token ids, without padding.
-    sample_ids : tuple of str
-        Samples that tokens come from, in order.
-    sources : tuple of str
-        Their sources, each once, in order.
-    """
+    """One row of a calibration set."""
 
     ids: list[int]
     sample_ids: tuple[str, ...]
@@ -69,38 +59,7 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws: int = 1) -> list[Sample]:
-    """Take one of several disjoint draws from a pool, in random order.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        The pool; its order does not matter.
-    seed : int
-        Of the order. Draws are disjoint if they share it and ``n_draws``.
-    draw : int
-        Which draw, from 0.
-    n_draws : int
-        Into how many the pool is divided.
-
-    Returns
-    -------
-    list of Sample
-        About ``len(samples) / n_draws`` of them.
-
-    Raises
-    ------
-    SpecError
-        If ``draw`` is not one of ``n_draws``.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import draw_samples
-    >>> from cola_lib.data import Sample
-    >>> pool = [Sample(str(i), f"text {i}", "numbers") for i in range(6)]
-    >>> first, second = (draw_samples(pool, seed=0, draw=draw, n_draws=2) for draw in (0, 1))
-    >>> len(first), len(second), {s.id for s in first} & {s.id for s in second}
-    (3, 3, set())
-    """
+    """Take one of several disjoint draws from a pool, in random order."""
     if not 0 <= draw < n_draws:
         raise SpecError(f"draw {draw} is not one of 0 to {n_draws - 1}: n_draws is {n_draws}")
     pool = sorted(samples, key=lambda sample: sample.id)
@@ -111,26 +70,7 @@ def draw_samples(samples: Sequence[Sample], *, seed: int, draw: int = 0, n_draws
 def encode(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, templated: Sequence[bool], offsets: bool = False
 ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Tokenize texts, each with one beginning-of-sequence token if the model has texts begin with it.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        What to tokenize.
-    tokenizer : PreTrainedTokenizerBase
-        Called with its own defaults for what no chat template wrote.
-    templated : sequence of bool
-        For each text, whether a chat template wrote its special tokens. They are encoded as such, and none are added:
-        such a text has the tokens that the model is served with.
-    offsets : bool
-        Return where in the text each token stands, which takes a fast tokenizer.
-
-    Returns
-    -------
-    list of (list of int, list of (int, int))
-        For each text its token ids and their places, which are empty unless asked for. A text that a template wrote
-        before it came here begins with that token too: the second, which the tokenizer adds, is left out.
-    """
+    """Tokenize texts, each with one beginning-of-sequence token if the model has texts begin with it."""
     bos = tokenizer.bos_token_id
     found: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
     for by_template in dict.fromkeys(templated):
@@ -154,29 +94,7 @@ def encode(
 def tokenize(
     samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, wording: Wording | None = None
 ) -> Iterator[tuple[Sample, list[int]]]:
-    """Tokenize samples a few at a time, as far as they are asked for.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        What to tokenize.
-    tokenizer : PreTrainedTokenizerBase
-        See :func:`encode`.
-    wording : Wording, optional
-        How the samples are worded. Default: their own ``text``.
-
-    Yields
-    ------
-    sample : Sample
-        As given.
-    ids : list of int
-        Its token ids, at least one.
-
-    Raises
-    ------
-    DataError
-        If a text has no tokens, or a sample lacks what its format needs.
-    """
+    """Tokenize samples a few at a time, as far as they are asked for."""
     wording = wording or Wording("text", samples, tokenizer)
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
@@ -195,26 +113,7 @@ def segments(
     segment_len: int,
     wording: Wording | None = None,
 ) -> Iterator[tuple[Sample, list[int]]]:
-    """Yield the first segment of every document, then the second of those that have one, and so on.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        In the order in which to go through them.
-    tokenizer : PreTrainedTokenizerBase
-        With an end-of-sequence token.
-    segment_len : int
-        Longest segment, with the end-of-sequence token that closes it.
-    wording : Wording, optional
-        As in :func:`tokenize`.
-
-    Yields
-    ------
-    sample : Sample
-        Where the segment is from.
-    ids : list of int
-        At most ``segment_len`` token ids.
-    """
+    """Yield the first segment of every document, then the second of those that have one, and so on."""
     eos = tokenizer.eos_token_id
     body = max(segment_len - 1, 1)
     current: Iterable[tuple[Sample, list[int]]] = tokenize(samples, tokenizer, wording)
@@ -339,41 +238,7 @@ def lay_out(
     segment_len: int | None = None,
     wording: Wording | None = None,
 ) -> list[Row]:
-    """Turn samples into rows.
-
-    Parameters
-    ----------
-    layout : {"pack", "truncate", "pad"}
-        See the module.
-    samples : sequence of Sample
-        In the order in which to use them; no more are tokenized than needed.
-    tokenizer : PreTrainedTokenizerBase
-        Of the model that the rows are for.
-    n_samples : int
-        Rows wanted.
-    seq_len : int
-        Tokens in a row.
-    rng : torch.Generator
-        Draws where the windows of ``"truncate"`` start.
-    segment_len : int, optional
-        For ``"pack"``: most tokens that a document gives at a time. Default: ``seq_len``.
-    wording : Wording, optional
-        As in :func:`tokenize`.
-
-    Returns
-    -------
-    list of Row
-        ``n_samples`` of them.
-
-    Raises
-    ------
-    DataError
-        If the samples do not suffice, with what there is and what was asked for.
-    SpecError
-        If ``n_samples`` or ``seq_len`` is below 1.
-    UnknownNameError
-        If there is no such layout.
-    """
+    """Turn samples into rows."""
     if layout not in _LAYOUTS:
         raise UnknownNameError("layout", layout, LAYOUTS)
     if n_samples < 1 or seq_len < 1:

@@ -33,13 +33,7 @@ def notebook(
     jobs: Annotated[int, typer.Option(help="Notebooks at a time; they share the cores.", min=1)] = 1,
     progress: ProgressOption = False,
 ) -> None:
-    """Execute notebooks of the book, with parameters of your choice.
-
-    Parameters come from the notebook, then from the profile, then from -p. All are checked before anything
-    runs. An executed notebook is written when all of its cells have run, and not before.
-
-        cola notebook 02_data_source -p n_draws=5 -p "sources=[c4, math]" --out my-run
-    """
+    """Execute notebooks of the book, with parameters of your choice."""
     from cola_lib import book
 
     chosen = book.read_profile(profile, folder / "profiles") if profile else None
@@ -85,10 +79,7 @@ def claims(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts.
-
-    The findings are those that the book's notebooks computed; where they were read is said on standard error.
-    """
+    """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts."""
     if primary:
         _show_primaries(Path(store or FINDINGS[0]), parts, as_json)
         return
@@ -150,11 +141,7 @@ def pack(
         str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
     ] = "results",
 ) -> None:
-    """Put stored results into one small file, with what the notebooks found beside it, added to what is there.
-
-    What the file holds need not be computed again: give it to a notebook as its parameter packed. Cells of algorithms
-    that were changed since are left out.
-    """
+    """Put stored results into one small file, with what the notebooks found beside it, added to what is there."""
     from cola_lib.experiments import ResultStore
     from cola_lib.verdicts import has_findings, record, recorded
 

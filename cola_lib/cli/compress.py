@@ -136,38 +136,7 @@ def compress(
     progress: ProgressOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Compress a model with calibration text, and write a checkpoint that transformers loads.
-
-    Pruning sets weights to zero, quantization rounds them to a grid; the checkpoint holds ordinary weights
-    either way, in the data type of the source whatever --dtype is. It is as large as before, and shows what
-    compression does to the model's answers. With --save-as compressed-tensors a quantized model is stored as the
-    integers that it consists of; one that rounds its activations too can be stored in no other way.
-
-    Prune half of the weights, calibrated on web text:
-
-        cola compress --model smollm2-135m --source c4 --n-samples 32 \
-            --seq-len 512 --method wanda --sparsity 0.5 --out pruned
-
-    Quantize to 3 bits, calibrated on a mixture:
-
-        cola compress --model smollm2-135m --source math --source code \
-            --n-samples 32 --seq-len 512 --method gptq --bits 3 --act-order --out quantized
-
-    Quantize to 4 bits for vLLM:
-
-        cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method gptq \
-            --group-size 64 --symmetric --save-as compressed-tensors --out packed
-
-    Quantize weights and activations to 8 bits:
-
-        cola compress --model smollm2-135m --source c4 --n-samples 32 --seq-len 512 --method smoothquant \
-            --alpha 0.5 --save-as compressed-tensors --out w8a8
-
-    Prune a model that is larger than memory:
-
-        cola compress --model meta-llama/Meta-Llama-3-8B-Instruct --stream --source c4 --n-samples 64 \
-            --method wanda --pattern 4:8 --out pruned
-    """
+    """Compress a model with calibration text, and write a checkpoint that transformers loads."""
     for kind, name, known in (
         ("save-as", save_as, SAVED),
         ("layout", layout, LAYOUTS),

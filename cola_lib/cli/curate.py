@@ -76,19 +76,7 @@ def curate(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Choose a calibration set, and write it as a Hugging Face dataset.
-
-    The folder holds text, input_ids, attention_mask, source and id of each row, and a card: where the rows come from,
-    how many tokens they have, how diverse they are and what of the target they represent. The same arguments give the
-    same bytes. `cola compress --calibration DIR` takes it, and so do other tools.
-
-    cola, proxy and some others run the model over every candidate: on a CPU that takes minutes, and --limit bounds it.
-
-    A set for a model that will do mathematics:
-
-        cola curate --model smollm2-135m --strategy cola --source c4 --source math \
-            --source gsm8k --target math --n-samples 32 --seq-len 512 --out math-set
-    """
+    """Choose a calibration set, and write it as a Hugging Face dataset."""
     from cola_lib import api, curation
 
     check_name("strategy", strategy, curation.STRATEGIES)
@@ -124,10 +112,7 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --picture if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a curated set holds, and how it differs from another.
-
-    cola inspect math-set --against web-set --picture sets.png
-    """
+    """Show what a curated set holds, and how it differs from another."""
     from cola_lib import curation
 
     if picture is not None:

@@ -16,12 +16,7 @@ def assets(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the embedded model, texts and benchmark items into the cache.
-
-    About 180 MB are downloaded and a 540 MB checkpoint is made of them, once. After that no command needs
-    the network, and this one only checks that every file is whole. The cache is $COLA_CACHE, or cola-lib in
-    your platform's folder for caches.
-    """
+    """Fetch the embedded model, texts and benchmark items into the cache."""
     from cola_lib import assets as store
 
     store.fetch(refresh=refresh)
@@ -47,13 +42,7 @@ def assets(
 
 
 def sources(as_json: JsonOption = False) -> None:
-    """List the named sources of calibration text.
-
-    A source is split once, by a hash of each item: one part calibrates, the other evaluates. Filters are
-    written after the name, as in math:level=5 or mbpp:language=rust. Besides these names, --source takes
-    hf:NAME[:config][:split][:column] for a Hugging Face dataset, and paths of files and folders:
-    JSON lines, JSON, CSV, TSV, Parquet, text and Markdown, compressed or not.
-    """
+    """List the named sources of calibration text."""
     from cola_lib.data import load_samples, source_info, source_names
 
     rows: list[dict[str, Any]] = []

@@ -66,22 +66,7 @@ def evaluate(
     progress: ProgressOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a model can do, capability by capability.
-
-    Reports bits per byte of the right continuation (lower is better) and, where items offer a choice, the
-    share of right choices. The same --seed and --tokens-per-capability give the same items for every model
-    with the same tokenizer, so two files can be compared item by item.
-
-    A model before and after compression:
-
-        cola evaluate --model smollm2-135m --out dense.json
-
-        cola evaluate --model pruned --out pruned.json
-
-    Official tasks of lm-eval, its prompts and its metrics, without a network:
-
-        cola evaluate --model pruned --backend lm-eval --suite commonsense --limit 200 --out pruned-lm-eval.json
-    """
+    """Measure what a model can do, capability by capability."""
     check_name("backend", backend, BACKENDS)
     check_file(out, overwrite=overwrite)
     for name in harness if backend == "likelihood" else options:

@@ -58,15 +58,7 @@ def sweep(
     progress: ProgressOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate models under calibration sets and methods: every cell of a grid, once.
-
-    What is in the store is read, and the rest is computed and put there at once, so a sweep that was stopped goes on
-    where it was. Cells that cannot be computed are told at the end; the exit status is then 1.
-
-        cola sweep notebooks/sweeps/sources.yml --dry-run
-
-        cola sweep notebooks/sweeps/paper.yml --engine ray --address auto --store s3://bucket/results
-    """
+    """Evaluate models under calibration sets and methods: every cell of a grid, once."""
     from cola_lib.experiments.sweep import read_sweep
 
     asked = read_sweep(file, **({"store": store} if store is not None else {}))

@@ -102,22 +102,6 @@ def _unit_means(x: Tensor, unit: Tensor, n_units: int) -> Tensor:
 def awq_scale(W: Tensor, stats: InputStatistics, spec: AWQ, rows: Tensor | None = None) -> Tensor:
     """Search the per-channel scale that makes rounding hurt the output least.
 
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weights of all layers that read the input, stacked.
-    stats : InputStatistics
-        ``abs_sum`` shapes the candidates, ``gram`` judges them.
-    spec : AWQ
-        Bits, group size, symmetry, ``n_grid`` and ``duo_scaling``.
-    rows : Tensor of shape (d_in,), int64, optional
-        Channels with the same number must share a scale.
-
-    Returns
-    -------
-    Tensor of shape (d_in,)
-        s, to multiply the columns of ``W`` and divide the input by.
-
     Notes
     -----
     The candidates are those of the reference: mean |x| to a power r from 0 to below 1. With ``duo_scaling`` each is
@@ -132,20 +116,6 @@ def awq_scale(W: Tensor, stats: InputStatistics, spec: AWQ, rows: Tensor | None 
     ----------
     Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
     arXiv 2306.00978, eq. 4 and 5; ``auto_scale.py`` of mit-han-lab/llm-awq.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.compress.awq import awq_scale
-    >>> from cola_lib.statistics import InputStatistics, gram_matrix
-    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
-    >>> stats = InputStatistics.empty(4)
-    >>> stats.update(X)
-    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
-    >>> scale = awq_scale(W, stats, method_spec("awq", bits=2, group_size=4))
-    >>> scale.shape, bool((scale > 0).all())
-    (torch.Size([4]), True)
     """
     unit, n_units = units(rows, stats.abs_sum)
     importance = _unit_means(stats.abs_mean(), unit, n_units)
@@ -184,37 +154,9 @@ def _candidates(importance: Tensor, typical: Tensor, weight_means: Tensor | None
 def awq_clip(W: Tensor, gram: Tensor, spec: AWQ) -> Tensor:
     """Shrink the range of each group of weights as far as that lowers its output error.
 
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weight, scaled.
-    gram : Tensor of shape (d_in, d_in)
-        XᵀX of the scaled inputs. Only the blocks on its diagonal, one per group, are read.
-    spec : AWQ
-        Bits, group size and symmetry.
-
-    Returns
-    -------
-    Tensor of shape (d_out, d_in)
-        ``W`` with each group clipped to its best range.
-
     References
     ----------
     ``auto_clip.py`` of mit-han-lab/llm-awq.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.compress.awq import awq_clip
-    >>> from cola_lib.statistics import InputStatistics, gram_matrix
-    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
-    >>> stats = InputStatistics.empty(4)
-    >>> stats.update(X)
-    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
-    >>> clipped = awq_clip(W, stats.gram, method_spec("awq", bits=2, group_size=4))
-    >>> bool((clipped.abs() <= W.abs()).all())
-    True
     """
     groups = in_groups(W, spec.settled_group_size)  # (d_out, n_groups, g)
     n_groups, size = groups.shape[1:]
@@ -292,20 +234,7 @@ def awq_on_grid(
     rows: Tensor | None = None,
     clipped: list[bool] | None = None,
 ) -> tuple[list[OnGrid], Tensor | None]:
-    """Like :func:`awq`, with the grids.
-
-    Parameters
-    ----------
-    weights, stats, spec, scalable, rows, clipped
-        As there.
-
-    Returns
-    -------
-    weights : list of OnGrid
-        Values on the grid, for the scaled input, and the grid.
-    scale : Tensor of shape (d_in,), or None
-        What the input must be divided by; ``None`` if not ``scalable``.
-    """
+    """Like :func:`awq`, with the grids."""
     scale = awq_scale(torch.cat(weights), stats, spec, rows) if scalable else None
     s = torch.ones(stats.d_in, device=stats.gram.device) if scale is None else scale
     gram = stats.gram / s / s[:, None]

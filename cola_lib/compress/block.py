@@ -21,40 +21,7 @@ from cola_lib.statistics import InputStatistics, gram_matrix
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What was done to one linear layer.
-
-    Parameters
-    ----------
-    layer : str
-        Qualified name.
-    d_out, d_in : int
-        Shape of the weight.
-    output_error : float or None
-        tr(ΔW·XᵀX·ΔWᵀ) / tr(W·XᵀX·Wᵀ): the share of the output's energy on the calibration tokens that is
-        lost. ``None`` without statistics. It is that of the weights alone: what rounding of activations adds is not in
-        it.
-    weight_error : float
-        ‖ΔW‖² / ‖W‖².
-    sparsity : float
-        Share of zeros in the new weight.
-    bits : int or None
-        Bits of each weight, for quantizers.
-    seconds : float
-        Time spent on the layer, its errors' measurement included; layers solved together share it evenly.
-    target_error : mapping of str to float
-        The same share as ``output_error``, on the inputs of each target.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> calibration = random_tokens_set(lm.tokenizer, n_samples=4, seq_len=32)
-    >>> report = compress(lm, method_spec("wanda", sparsity=0.5), calibration, progress=False).layers[0]
-    >>> report.layer, report.sparsity, 0 < report.output_error < 1
-    ('model.layers.0.self_attn.q_proj', 0.5, True)
-    """
+    """What was done to one linear layer."""
 
     layer: str
     d_out: int
@@ -69,30 +36,7 @@ class LayerReport:
 
 @dataclass
 class BlockUpdate:
-    """New values for some of a block's parameters.
-
-    Parameters
-    ----------
-    values : dict of str to Tensor
-        By parameter name relative to the block, in the parameter's dtype.
-    reports : list of LayerReport
-        One per linear layer.
-    quantized : dict of str to QuantizedWeight
-        By the layer's name relative to the block, where the codes were to be kept.
-    rounding : dict of str to InputRounding
-        By the layer's name relative to the block: how it rounds its input from now on. Empty where activations stay
-        as they are.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import compress_block, method_spec
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> spec = method_spec("magnitude", sparsity=0.5)
-    >>> update = compress_block(lm.blocks[0], "model.layers.0", None, spec, lm.architecture, lm.model.config)
-    >>> len(update.values), update.reports[0].layer
-    (7, 'model.layers.0.self_attn.q_proj')
-    """
+    """New values for some of a block's parameters."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
@@ -101,24 +45,7 @@ class BlockUpdate:
 
 
 def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig) -> Tensor:
-    """Spread a scale over the outputs of its producer.
-
-    Parameters
-    ----------
-    block : nn.Module
-        The decoder block.
-    producer : Producer
-        The module whose outputs become the channels.
-    scale : Tensor of shape (d_in,)
-        Of the channels that the producer feeds.
-    config : PretrainedConfig
-        The model's.
-
-    Returns
-    -------
-    Tensor of shape (d_out,)
-        What to divide each output of the producer by; 1 where it feeds no channel.
-    """
+    """Spread a scale over the outputs of its producer."""
     if producer.rows is None:
         return scale
     divisor = torch.ones(block.get_parameter(f"{producer.module}.weight").shape[0], device=scale.device)
@@ -129,22 +56,7 @@ def row_divisor(block: nn.Module, producer: Producer, scale: Tensor, config: Pre
 def fold(
     values: dict[str, Tensor], block: nn.Module, producer: Producer, scale: Tensor, config: PretrainedConfig
 ) -> None:
-    """Divide a producer's output channels by a scale.
-
-    Parameters
-    ----------
-    values : dict of str to Tensor
-        New values of the block's parameters, float32, by name; the producer's are put in, or divided if there:
-        a linear producer is itself compressed, and dividing its rows passes through rounding and pruning.
-    block : nn.Module
-        The decoder block.
-    producer : Producer
-        The module whose parameters change.
-    scale : Tensor of shape (d_in,)
-        Of the channels that the producer feeds.
-    config : PretrainedConfig
-        The model's.
-    """
+    """Divide a producer's output channels by a scale."""
     module = block.get_submodule(producer.module)
     divisor = row_divisor(block, producer, scale, config)
     for name, parameter in module.named_parameters():
@@ -216,55 +128,7 @@ def compress_block(
     layer_errors: bool = True,
     keep_codes: bool = False,
 ) -> BlockUpdate:
-    """Find new weights for the linear layers of a block.
-
-    Parameters
-    ----------
-    block : nn.Module
-        Not changed.
-    name : str
-        Its qualified name, for reports and errors.
-    statistics : mapping of str to InputStatistics, or None
-        By input group. :class:`~cola_lib.statistics.ChannelStatistics` are enough for a method that reads no Gram
-        matrix, without ``layer_errors``, and ``None`` is enough for methods that read no data.
-    spec : Spec
-        With its group size settled.
-    architecture : Architecture
-        The model type's row.
-    config : PretrainedConfig
-        The model's.
-    targets : mapping of str to mapping, optional
-        For each target, statistics by input group: what the new weights are judged by besides the calibration data.
-        They decide nothing.
-    layer_errors : bool
-        Report the output errors on the statistics themselves, which then have to hold Gram matrices.
-    keep_codes : bool
-        Also return the integers that a quantizer rounded to.
-
-    Returns
-    -------
-    BlockUpdate
-        New values for the linear layers, and for what a scale was folded into; and how activations are rounded.
-
-    Raises
-    ------
-    DataError
-        If the method reads the largest magnitudes of channels, and the statistics do not hold them.
-    NumericsError
-        If a weight or the statistics are not finite, or a Hessian is singular; the message names the layer.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import compress_block, method_spec
-    >>> from cola_lib.models import tiny_model
-    >>> from cola_lib.statistics import walk
-    >>> lm, spec = tiny_model(), method_spec("wanda", pattern="2:4")
-    >>> step = next(walk(lm, random_tokens_set(lm.tokenizer, 4, 32), progress=False))
-    >>> update = compress_block(step.block, step.name, step.statistics, spec, lm.architecture, lm.model.config)
-    >>> update.values["mlp.up_proj.weight"].eq(0).float().mean().item()
-    0.5
-    """
+    """Find new weights for the linear layers of a block."""
     update = BlockUpdate()
     folds: list[tuple[Producer, Tensor]] = []
     dtypes = {key: parameter.dtype for key, parameter in block.named_parameters()}

@@ -19,12 +19,6 @@ def capture(run: Callable[[], None]) -> Callable[[], None]:
 class Captured:
     """A function that writes into tensors, replayed as a CUDA graph from the second call on.
 
-    Parameters
-    ----------
-    run : callable
-        Takes tensors of the same shapes at every call and writes its results into them. What it launches must not
-        depend on their numbers, and it must not read one.
-
     Notes
     -----
     A graph works on the memory it was recorded with. Arguments are copied there and back, so one graph serves every

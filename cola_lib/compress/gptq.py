@@ -103,20 +103,7 @@ SPARSE = 0.05
 
 
 def zeros_to_keep(weights: Sequence[Tensor], spec: GPTQ) -> Tensor | None:
-    """Mark the zeros that stay zero, in layers that read one input.
-
-    Parameters
-    ----------
-    weights : sequence of Tensor of shape (d_out_i, d_in)
-        Weights of the layers.
-    spec : GPTQ
-        ``keep_zeros`` decides.
-
-    Returns
-    -------
-    Tensor of shape (d_out, d_in), bool, or None
-        Of the stacked weights; ``None`` if no layer keeps its zeros.
-    """
+    """Mark the zeros that stay zero, in layers that read one input."""
     if spec.keep_zeros is False:
         return None
     zeros = [W == 0 for W in weights]
@@ -130,11 +117,7 @@ def zeros_to_keep(weights: Sequence[Tensor], spec: GPTQ) -> Tensor | None:
 
 @dataclass(frozen=True)
 class _Round:
-    """Round columns to their group's grid.
-
-    ``given`` holds scale, low and high, each of shape (n_groups, d_out), and where there are zeros to keep, where they
-    are, of shape (n_columns, d_out).
-    """
+    """Round columns to their group's grid."""
 
     bits: int
     symmetric: bool
@@ -225,21 +208,7 @@ def gptq(W: Tensor, stats: InputStatistics, spec: GPTQ, layer: str = "layer") ->
 def gptq_on_grid(
     W: Tensor, stats: InputStatistics, spec: GPTQ, layer: str = "layer", zeros: Tensor | None = None
 ) -> OnGrid:
-    """Like :func:`gptq`, with the grid.
-
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weight of a linear layer.
-    stats : InputStatistics
-        Statistics of the layer's input.
-    spec : GPTQ
-        As for :func:`gptq`.
-    layer : str
-        Name for error messages.
-    zeros : Tensor of shape (d_out, d_in), bool, optional
-        Weights that stay zero, of :func:`zeros_to_keep`.
-    """
+    """Like :func:`gptq`, with the grid."""
     d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)

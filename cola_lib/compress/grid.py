@@ -14,53 +14,19 @@ UNTIE = 1e-6
 
 
 class Grid(NamedTuple):
-    """Scales and integer ranges of some groups of weights.
-
-    Attributes
-    ----------
-    scale : Tensor, float32
-        Step between neighbouring values; positive.
-    low, high : Tensor, float32
-        Least and greatest integer; 0 lies between them. The zero point of the field's usual notation, where
-        integers run from 0 to ``2**bits - 1``, is ``-low``.
-    """
+    """Scales and integer ranges of some groups of weights."""
 
     scale: Tensor
     low: Tensor
     high: Tensor
 
     def round(self, W: Tensor) -> Tensor:
-        """Nearest values on the grid.
-
-        Parameters
-        ----------
-        W : Tensor
-            Of a shape that ``scale`` broadcasts against.
-
-        Returns
-        -------
-        Tensor of the shape of ``W``
-            Values, not integers.
-        """
+        """Nearest values on the grid."""
         return torch.div(W, self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
 
 
 def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     """Fit the grid to a range.
-
-    Parameters
-    ----------
-    low, high : Tensor of equal shape
-        Least and greatest weight of each group.
-    bits : int
-        Bits of each weight.
-    symmetric : bool
-        Put the zero point at the middle of the range.
-
-    Returns
-    -------
-    Grid
-        Zero is always on it. A group of zeros gets a scale of 1.
 
     Notes
     -----
@@ -83,45 +49,13 @@ def fit_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
 
 
 def grid_of(groups: Tensor, bits: int, symmetric: bool) -> Grid:
-    """Fit the grid to the weights of each group.
-
-    Parameters
-    ----------
-    groups : Tensor of shape (..., group_size)
-        Weights; the last dimension shares a scale.
-    bits : int
-        Bits of each weight.
-    symmetric : bool
-        Put the zero point at the middle of the range.
-
-    Returns
-    -------
-    Grid
-        With scales of shape (..., 1).
-    """
+    """Fit the grid to the weights of each group."""
     low, high = groups.aminmax(dim=-1, keepdim=True)
     return fit_grid(low, high, bits, symmetric)
 
 
 def in_groups(W: Tensor, group_size: int) -> Tensor:
-    """View the inputs of each row in groups.
-
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        A weight.
-    group_size : int
-        A divisor of d_in, or -1 for whole rows.
-
-    Returns
-    -------
-    Tensor of shape (d_out, n_groups, group_size)
-
-    Raises
-    ------
-    SpecError
-        If the group size does not divide d_in.
-    """
+    """View the inputs of each row in groups."""
     d_in = W.shape[1]
     if group_size != -1 and d_in % group_size:
         raise SpecError(

@@ -72,19 +72,6 @@ class JointLowRank(Spec):
 def joint_lowrank(weights: list[Tensor], spec: JointLowRank) -> list[Tensor]:
     """Approximate weights that read the same input by one low-rank factorization.
 
-    Parameters
-    ----------
-    weights : list of Tensor of shape (d_out_i, d_in)
-        Of queries and keys, or of gate and up projection.
-    spec : JointLowRank
-        Share of the parameters to keep.
-
-    Returns
-    -------
-    list of Tensor of shape (d_out_i, d_in)
-        The approximations, multiplied out: row blocks of U_k S_k V_kᵀ, the best rank-k approximation of the stacked
-        weights in squared error (Eckart and Young).
-
     Notes
     -----
     The stacking, and a rank for each pair from the share of parameters to keep, are our reading of the paper's text,
@@ -93,15 +80,6 @@ def joint_lowrank(weights: list[Tensor], spec: JointLowRank) -> list[Tensor]:
     References
     ----------
     Peng et al., "Data-free Weight Compress and Denoise for Large Language Models", arXiv 2402.16319.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import JointLowRank, joint_lowrank
-    >>> queries, keys = torch.randn(8, 6), torch.randn(4, 6)
-    >>> low = joint_lowrank([queries, keys], JointLowRank(keep=0.5))
-    >>> torch.linalg.matrix_rank(torch.cat(low)).item()
-    2
     """
     stacked = torch.cat(weights)
     U, S, Vh = torch.linalg.svd(stacked.double(), full_matrices=False)

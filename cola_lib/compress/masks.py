@@ -13,18 +13,6 @@ from cola_lib.errors import SpecError
 def lowest_overall(score: Tensor, k: int) -> Tensor:
     """Mark the k lowest entries of a whole tensor.
 
-    Parameters
-    ----------
-    score : Tensor of any shape
-        Without NaN.
-    k : int
-        How many to mark, from 0 to ``score.numel()``.
-
-    Returns
-    -------
-    Tensor of bool, of the shape of ``score``
-        Exactly k entries are True. Of equal scores the earlier come first.
-
     Notes
     -----
     On a CPU, a selection of the k-th value is several times faster than a sort, and NumPy's twice as fast as torch's.
@@ -51,18 +39,6 @@ def lowest_overall(score: Tensor, k: int) -> Tensor:
 def lowest_per_row(score: Tensor, k: int) -> Tensor:
     """Mark the k lowest entries of each row.
 
-    Parameters
-    ----------
-    score : Tensor of shape (..., n)
-        Without NaN.
-    k : int
-        How many to mark in each row, from 0 to n.
-
-    Returns
-    -------
-    Tensor of bool, of the shape of ``score``
-        Exactly k entries of each row are True.
-
     Notes
     -----
     On a CPU, NumPy selects a row's k-th value up to three times faster than torch's ``topk`` finds the k lowest. Where
@@ -86,25 +62,7 @@ def _lowest_by_topk(score: Tensor, k: int) -> Tensor:
 
 
 def lowest_of_pattern(score: Tensor, pattern: tuple[int, int]) -> Tensor:
-    """Mark, in each M consecutive entries of a row, the M − N lowest.
-
-    Parameters
-    ----------
-    score : Tensor of shape (n_rows, n)
-        Without NaN.
-    pattern : (int, int)
-        (N, M).
-
-    Returns
-    -------
-    Tensor of bool, of the shape of ``score``
-        Of equal scores the earlier come first.
-
-    Raises
-    ------
-    SpecError
-        If M does not divide n.
-    """
+    """Mark, in each M consecutive entries of a row, the M − N lowest."""
     n, m = pattern
     if score.shape[-1] % m:
         raise SpecError(f"pattern {n}:{m} needs a layer width that {m} divides, and it is {score.shape[-1]}")
@@ -118,15 +76,7 @@ def lowest_of_pattern(score: Tensor, pattern: tuple[int, int]) -> Tensor:
 
 
 def count(n: int, sparsity: float) -> int:
-    """Nearest whole number of n entries that makes the wanted sparsity.
-
-    Parameters
-    ----------
-    n : int
-        Entries to choose from.
-    sparsity : float
-        Share to mark.
-    """
+    """Nearest whole number of n entries that makes the wanted sparsity."""
     return round(n * sparsity)
 
 

@@ -57,20 +57,6 @@ class RIA(PruneSpec):
 def ria(W: Tensor, stats: ChannelSums, spec: RIA) -> Tensor:
     """Prune by a weight's share of its row and of its column, times a power of the input norm.
 
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weight of a linear layer.
-    stats : InputStatistics or ChannelStatistics
-        Statistics of the layer's input; only the diagonal of ``gram`` is read.
-    spec : RIA
-        Sparsity of the layer, or an N:M pattern, and the ``exponent`` of the input norm.
-
-    Returns
-    -------
-    Tensor of shape (d_out, d_in)
-        ``W`` with the pruned entries at zero; kept entries are unchanged.
-
     Notes
     -----
     Weights are compared over the whole layer, as in the reference code: shares are made to be compared between rows. A
@@ -82,19 +68,6 @@ def ria(W: Tensor, stats: ChannelSums, spec: RIA) -> Tensor:
     ----------
     Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024;
     ``prune.py`` of biomedical-cybernetics/Relative-importance-and-activation-pruning.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import method_spec, ria
-    >>> from cola_lib.statistics import InputStatistics
-    >>> X = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 3.0, 1.0, -1.0], [2.0, 1.0, 0.0, 1.0], [1.0, -1.0, 1.0, 3.0]])
-    >>> stats = InputStatistics.empty(4)
-    >>> stats.update(X)
-    >>> W = torch.tensor([[0.9, -0.1, 0.5, 0.2], [0.3, 0.8, -0.6, 0.1]])
-    >>> pruned = ria(W, stats, method_spec("ria", sparsity=0.5))
-    >>> int((pruned == 0).sum())
-    4
     """
     magnitude = W.abs()
     score = _shares(magnitude, dim=0) + _shares(magnitude, dim=1)  # of its column (an input) and of its row (an output)

@@ -98,22 +98,6 @@ class SmoothQuant(QuantSpec):
 def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | None = None) -> Tensor:
     """Balance the ranges of activations and weights, channel by channel.
 
-    Parameters
-    ----------
-    W : Tensor of shape (d_out, d_in)
-        Weights of all layers that read the input, stacked.
-    abs_max : Tensor of shape (d_in,)
-        max|x| of each channel over the calibration tokens.
-    alpha : float
-        Migration strength, in [0, 1].
-    rows : Tensor of shape (d_in,), int64, optional
-        Channels with the same number must share a scale.
-
-    Returns
-    -------
-    Tensor of shape (d_in,)
-        s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), to multiply the columns of ``W`` and divide the input by.
-
     Notes
     -----
     The reference gives a channel that is 0 on all calibration tokens the least scale, 1e-5, so that any later input is
@@ -126,13 +110,6 @@ def smoothquant_scale(W: Tensor, abs_max: Tensor, alpha: float, rows: Tensor | N
     ----------
     Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
     arXiv 2211.10438, eq. 4; ``smooth.py`` of mit-han-lab/smoothquant.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress.smoothquant import smoothquant_scale
-    >>> smoothquant_scale(torch.tensor([[1.0, 0.25]]), abs_max=torch.tensor([4.0, 16.0]), alpha=0.5).tolist()
-    [2.0, 8.0]
     """
     unit, n_units = units(rows, abs_max)
     least = torch.zeros(n_units, device=unit.device)
@@ -154,33 +131,6 @@ def smoothquant(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Smooth an input and quantize the layers that read it; their input is then to be rounded by :func:`rounding_of`.
 
-    Parameters
-    ----------
-    weights : list of Tensor of shape (d_out_i, d_in)
-        Weights of the layers.
-    stats : InputStatistics or ChannelStatistics
-        Statistics of their common input; only ``abs_max`` is read.
-    spec : SmoothQuant
-        Bits, group size, symmetry and ``alpha``.
-    layer : str
-        Name for error messages.
-    scalable : bool
-        Whether something before the layers is to take up the inverse scale.
-    rows : Tensor of shape (d_in,), int64, optional
-        Channels with the same number must share a scale.
-
-    Returns
-    -------
-    weights : list of Tensor of shape (d_out_i, d_in)
-        Values on the grid, for the scaled input.
-    scale : Tensor of shape (d_in,), or None
-        What the input must be divided by; ``None`` if not ``scalable``.
-
-    Raises
-    ------
-    DataError
-        If the statistics hold no maxima.
-
     Notes
     -----
     The reference smooths inputs that follow a norm, which takes up the scale. Here, unless ``spec.smooth`` is
@@ -192,17 +142,6 @@ def smoothquant(
     References
     ----------
     Xiao et al., arXiv 2211.10438; ``smooth.py`` and ``fake_quant.py`` of mit-han-lab/smoothquant.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import method_spec, smoothquant
-    >>> from cola_lib.statistics import InputStatistics
-    >>> stats = InputStatistics.empty(3)
-    >>> stats.update(torch.tensor([[1.0, 50.0, 2.0], [-2.0, 40.0, 1.0]]))  # the middle channel is an outlier
-    >>> rounded, scale = smoothquant([torch.ones(2, 3)], stats, method_spec("smoothquant"), layer="up_proj")
-    >>> scale
-    tensor([1.4142, 7.0711, 1.4142])
     """
     rounded, scale = smoothquant_on_grid(weights, stats, spec, layer=layer, scalable=scalable, rows=rows)
     return [each.values for each in rounded], scale
@@ -219,18 +158,6 @@ def smoothquant_on_grid(
 ) -> tuple[list[OnGrid], Tensor | None]:
     """Like :func:`smoothquant`, with the grids.
 
-    Parameters
-    ----------
-    weights, stats, spec, layer, scalable, rows
-        As there.
-
-    Returns
-    -------
-    weights : list of OnGrid
-        Values on the grid, for the scaled input, and the grid.
-    scale : Tensor of shape (d_in,), or None
-        What the input must be divided by; ``None`` if not ``scalable``.
-
     Notes
     -----
     The grid is the one that all quantizers here share: its step is max|W| / 127.5 at 8 bits, where the reference's is
@@ -243,37 +170,7 @@ def smoothquant_on_grid(
 
 
 def rounding_of(stats: ChannelSums | None, spec: QuantSpec, layer: str, scale: Tensor | None = None) -> InputRounding:
-    """Say how the input of quantized layers is to be rounded when the model runs.
-
-    Parameters
-    ----------
-    stats : InputStatistics or ChannelStatistics, or None
-        Of the input as it was; read where the range is fixed.
-    spec : QuantSpec
-        With ``act_bits``.
-    layer : str
-        Name for error messages.
-    scale : Tensor of shape (d_in,), optional
-        What the input has been divided by since.
-
-    Returns
-    -------
-    InputRounding
-
-    Raises
-    ------
-    NumericsError
-        If a fixed range would be empty.
-    DataError
-        If it is asked for and the statistics hold no maxima.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.compress.smoothquant import rounding_of
-    >>> rounding_of(None, method_spec("rtn", bits=8, act_bits=8), "model.layers.0.mlp.up_proj")
-    InputRounding(bits=8, step=None)
-    """
+    """Say how the input of quantized layers is to be rounded when the model runs."""
     if spec.act_bits is None:
         raise SpecError(f"{spec.label} leaves activations as they are: give act_bits")
     rounding = InputRounding(spec.act_bits)

@@ -136,20 +136,7 @@ def sparsegpt(W: Tensor, stats: InputStatistics, spec: SparseGPT, layer: str = "
 def sparsegpt_stacked(
     weights: Sequence[Tensor], stats: InputStatistics, spec: SparseGPT, layer: str = "layers"
 ) -> list[Tensor]:
-    """Prune layers that read one input in one sweep over its columns; each keeps its own share of weights.
-
-    Parameters
-    ----------
-    weights : sequence of Tensor of shape (d_out_i, d_in)
-        Weights of the layers.
-    stats, spec, layer
-        As for :func:`sparsegpt`.
-
-    Returns
-    -------
-    list of Tensor of shape (d_out_i, d_in)
-        Up to rounding what :func:`sparsegpt` makes of each: rows do not depend on each other once the mask is chosen.
-    """
+    """Prune layers that read one input in one sweep over its columns; each keeps its own share of weights."""
     d_in = weights[0].shape[1]
     if spec.pattern is not None and d_in % spec.pattern[1]:
         raise SpecError(f"{layer}: {spec.pattern[1]} does not divide the layer's width {d_in}")

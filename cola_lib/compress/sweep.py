@@ -32,11 +32,7 @@ Given = Callable[[int, int, Tensor], tuple[Tensor, ...]]
 
 
 class Rule(Protocol):
-    """What a method allows the columns of a block to become.
-
-    It is hashable and reads no number of a tensor. Columns count from the start of the block; ``given`` is what
-    :data:`Given` returned for it.
-    """
+    """What a method allows the columns of a block to become."""
 
     def __hash__(self) -> int:
         """Rules that are equal share a graph."""
@@ -51,21 +47,7 @@ class Rule(Protocol):
 def settle(
     V: Tensor, U: Tensor, E: Tensor, *given: Tensor, rule: Rule, sub_block: int = SUB_BLOCK, panel: int = 1
 ) -> None:
-    """Settle the columns of one block, in place.
-
-    Parameters
-    ----------
-    V : Tensor of shape (n_columns, d_out), float32
-        The block's columns, up to date. Overwritten with the result.
-    U : Tensor of shape (n_columns, n_columns), float32
-        The block on the diagonal of the Cholesky factor.
-    E : Tensor of shape (n_columns, d_out), float32
-        Overwritten with each column's error over its pivot: what later columns have to make up for.
-    *given : Tensor
-        What the rule reads, or fills in.
-    rule, sub_block, panel
-        See :func:`sweep`.
-    """
+    """Settle the columns of one block, in place."""
     pivots = U.diagonal().unbind()
     stop = len(V)
     for first in range(0, stop, sub_block):
@@ -96,28 +78,6 @@ def sweep(
     V: Tensor, U: Tensor, rule: Rule, given: Given, *, block: int, sub_block: int = SUB_BLOCK, panel: int = 1
 ) -> Tensor:
     """Settle the columns of a weight in order, moving each one's error onto those to come.
-
-    Parameters
-    ----------
-    V : Tensor of shape (d_in, d_out), float32
-        The transposed weight, contiguous. Overwritten with the result.
-    U : Tensor of shape (d_in, d_in), float32
-        Upper Cholesky factor of the inverse of the damped Hessian.
-    rule : Rule
-        What a column may become.
-    given : callable
-        What the rule reads or fills in, block by block.
-    block : int
-        Columns after which everything to the right is brought up to date.
-    sub_block : int
-        Columns after which the rest of the block is brought up to date.
-    panel : int
-        Columns that the rule wants to see up to date together; divides ``sub_block``.
-
-    Returns
-    -------
-    Tensor of shape (d_in, d_out)
-        ``V``.
 
     References
     ----------

@@ -84,20 +84,7 @@ class CentroidDistance(Strategy):
 
 
 def in_shares(ranked: dict[str, Sequence[int]], brief: Brief) -> list[int]:
-    """Take from each capability's ranking as many rows as its weight says, no row twice.
-
-    Parameters
-    ----------
-    ranked : dict of str to sequence of int
-        For each capability, candidates, best first.
-    brief : Brief
-        With the target's weights and the number of rows.
-
-    Returns
-    -------
-    list of int
-        As many as are wanted, the capabilities in turn.
-    """
+    """Take from each capability's ranking as many rows as its weight says, no row twice."""
     left = shares(brief.deployment.weights, brief.n_samples)
     queues = {capability: iter(order) for capability, order in ranked.items()}
     taken: dict[int, None] = {}
@@ -186,30 +173,7 @@ class OutlierCover(Strategy):
 
 
 def greedy_cover(covers: np.ndarray, weights: np.ndarray, n: int) -> list[int]:
-    """Order rows by what each adds to the weight that is covered, beginning anew when nothing is left to add.
-
-    Parameters
-    ----------
-    covers : ndarray of shape (n_rows, n_elements), bool
-        Which row covers which element.
-    weights : ndarray of shape (n_elements,)
-        What each element counts.
-    n : int
-        How many rows to take, at most all.
-
-    Returns
-    -------
-    list of int
-        Positions; ties go to the lowest.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.curation.activation import greedy_cover
-    >>> covers = np.array([[True, True, False], [True, False, False], [False, False, True]])
-    >>> greedy_cover(covers, np.ones(3), n=2)
-    [0, 2]
-    """
+    """Order rows by what each adds to the weight that is covered, beginning anew when nothing is left to add."""
     value = covers * weights  # (n_rows, n_elements)
     left, open_ = np.ones(len(value), dtype=bool), np.ones(value.shape[1], dtype=bool)
     order: list[int] = []
@@ -277,29 +241,7 @@ class SpectralVolume(Strategy):
 
 
 def greedy_volume(vectors: np.ndarray, n: int, ridge: float = 1.0) -> list[int]:
-    """Order vectors by what each adds to log det(I + XᵀX / λ).
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (n_vectors, d)
-        Candidates.
-    n : int
-        How many to take, at most all.
-    ridge : float
-        λ as a multiple of the mean square of a coordinate.
-
-    Returns
-    -------
-    list of int
-        Positions; ties go to the lowest.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.curation.activation import greedy_volume
-    >>> greedy_volume(np.array([[2.0, 0.0], [1.9, 0.0], [0.0, 1.0]]), n=2)
-    [0, 2]
-    """
+    """Order vectors by what each adds to log det(I + XᵀX / λ)."""
     scaled = vectors / np.sqrt(ridge * np.square(vectors).mean())
     # By the matrix determinant lemma a vector adds log(1 + xᵀA⁻¹x); A⁻¹ follows by Sherman and Morrison.
     reach = scaled.copy()  # rows A⁻¹x

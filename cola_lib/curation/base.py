@@ -32,27 +32,7 @@ PART = 4096
 
 @dataclass(frozen=True)
 class Brief:
-    """What a strategy is asked for, and with what.
-
-    Parameters
-    ----------
-    pool, lm, n_samples, seq_len, target, generator
-        As in :meth:`Strategy.select`.
-    name : str
-        Of the set.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.curation import Brief, Pool
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"proverbs": [Sample("1", "Still waters run deep.", "proverbs")]})
-    >>> brief = Brief(pool, tiny_model(), 1, 16, None, torch.Generator().manual_seed(0), "by hand")
-    >>> rows = brief.rows()
-    >>> len(rows), brief.take(rows, [0]).name
-    (2, 'by hand')
-    """
+    """What a strategy is asked for, and with what."""
 
     pool: Pool
     lm: LanguageModel
@@ -63,25 +43,11 @@ class Brief:
     name: str
 
     def rows(self, composition: Composition = PLAIN) -> Rows:
-        """Candidate rows of the whole pool.
-
-        Parameters
-        ----------
-        composition : Composition
-            What a row holds.
-        """
+        """Candidate rows of the whole pool."""
         return self.pool.rows(self.lm.tokenizer, self.seq_len, composition)
 
     def target_rows(self, composition: Composition = PLAIN, most: int = TARGET_ROWS) -> Rows:
-        """Rows of the target's texts, whose sources are its capabilities.
-
-        Parameters
-        ----------
-        composition : Composition
-            What a row holds.
-        most : int
-            Rows of each capability.
-        """
+        """Rows of the target's texts, whose sources are its capabilities."""
         return self.deployment.pool.rows(self.lm.tokenizer, self.seq_len, composition, most)
 
     @property
@@ -94,13 +60,7 @@ class Brief:
         return self.target
 
     def shuffled(self, n: int) -> list[int]:
-        """Put the numbers below n in random order.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        """
+        """Put the numbers below n in random order."""
         return torch.randperm(n, generator=self.generator).tolist()
 
     def seed(self) -> int:
@@ -108,22 +68,7 @@ class Brief:
         return int(torch.randint(2**31 - 1, (), generator=self.generator))
 
     def take(self, rows: Rows, order: Sequence[int], weights: Sequence[float] | None = None) -> CalibrationSet:
-        """Make the set of the first of some candidates.
-
-        Parameters
-        ----------
-        rows : Rows
-            All candidates.
-        order : sequence of int
-            Positions of candidates, best first, each at most once.
-        weights : sequence of float, optional
-            How much each token of these rows counts.
-
-        Raises
-        ------
-        DataError
-            If there are fewer candidates than rows.
-        """
+        """Make the set of the first of some candidates."""
         n = self.n_samples
         if len(order) < n:
             raise DataError(
@@ -310,27 +255,6 @@ def shares(weights: Mapping[str, float], n: int) -> dict[str, int]:
 
 def nearest_to_centres(vectors: np.ndarray, n_clusters: int, seed: int, *, n_init: int = 10) -> list[int]:
     """Cluster vectors and take the one nearest to each centre.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (n, d)
-        One for each candidate.
-    n_clusters : int
-        As many positions are returned.
-    seed : int
-        Of the starts.
-    n_init : int
-        Starts, the best of which counts.
-
-    Returns
-    -------
-    list of int
-        One position for each cluster, larger clusters first, so that a set's first rows speak for most of the pool.
-
-    Raises
-    ------
-    DataError
-        If there are fewer vectors than clusters, or fewer different ones.
 
     Notes
     -----

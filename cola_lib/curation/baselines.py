@@ -14,15 +14,7 @@ from cola_lib.errors import DataError
 
 
 def even(brief: Brief, rows: Rows) -> list[int]:
-    """Order rows so that the first ones are evenly of all sources, random within each.
-
-    Parameters
-    ----------
-    brief : Brief
-        Its generator is used.
-    rows : Rows
-        Candidates.
-    """
+    """Order rows so that the first ones are evenly of all sources, random within each."""
     return alternating([[own[i] for i in brief.shuffled(len(own))] for own in by_source(rows).values()])
 
 

@@ -45,29 +45,7 @@ _SMOOTHING = 1e-10
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well sources cover the capabilities of a target.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row per source and capability: ``source``, ``capability``, ``semantic``, ``statistical`` and ``coverage``,
-        all three from 0 to 1 up to the sign of a cosine.
-    chosen : tuple of str
-        Sources of the best set, in the order in which they joined it.
-    gains : tuple of float
-        What each of them added to the weighted coverage of the set.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, cover, deployment
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"far": [Sample("1", "0110 1001", "far")], "near": [Sample("2", "Haste makes waste.", "near")]})
-    >>> target = deployment({"language": [Sample("t", "A stitch in time saves nine.", "target")]})
-    >>> found = cover(pool, tiny_model(), target, seq_len=16, n_sources=1)
-    >>> found.chosen, list(found.table.columns)
-    (('near',), ['source', 'capability', 'semantic', 'statistical', 'coverage'])
-    """
+    """How well sources cover the capabilities of a target."""
 
     table: pd.DataFrame
     chosen: tuple[str, ...]
@@ -83,11 +61,6 @@ def token_shares(texts: Iterable[Sequence[int]]) -> dict[int, float]:
 
 def token_similarity(one: Mapping[int, float], other: Mapping[int, float]) -> float:
     """Likeness of two distributions of tokens: 1 − min(symmetric KL / log |V|, 1).
-
-    Parameters
-    ----------
-    one, other : mapping of int to float
-        Relative frequency of tokens; the vocabulary V is all that either has.
 
     References
     ----------
@@ -247,13 +220,7 @@ def activation_vectors(
 def projection(
     lm: LanguageModel, seed: int, width: int, blocks: Sequence[int] | None
 ) -> tuple[tuple[int, ...], dict[str, Probe]]:
-    """Make the probe that pools and projects the outputs of blocks, and say which blocks these are.
-
-    Parameters
-    ----------
-    lm, seed, width, blocks
-        As in :func:`activation_vectors`.
-    """
+    """Make the probe that pools and projects the outputs of blocks, and say which blocks these are."""
     if width < 1:
         raise SpecError(f"the projection must have at least 1 dimension, and has {width}")
     taken = tuple(range(len(lm.blocks))) if blocks is None else tuple(blocks)

@@ -30,38 +30,10 @@ _BATCH = 64
 class Composition:
     """How samples become candidate rows.
 
-    Parameters
-    ----------
-    format : {"text", "reasoning"}
-        ``"reasoning"``: samples with a question, reasoning and an answer are worded as such; the others keep their
-        own text.
-    min_share : float
-        Rows with fewer tokens than this share of ``seq_len`` are left out. COLA: 256 of 2,048, an eighth.
-    boundaries : bool
-        Cut a text that is too long at the last end of a paragraph, else of a line, else of a sentence, in the second
-        half of the row. Otherwise after ``seq_len`` tokens.
-    first_only : bool
-        Take one row of a document. Otherwise it is cut into as many as it has.
-
-    Raises
-    ------
-    SpecError
-        If a value is out of range.
-
     Notes
     -----
     The released code of COLA looks for questions, reasoning and answers by regular expression in any text. Sources here
     have them as fields.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Composition, candidates
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> sample = Sample("1", "Haste makes waste. Practice makes perfect.", "proverbs")
-    >>> cut = Composition(boundaries=True)
-    >>> [found.text for found in candidates([sample], byte_tokenizer(), seq_len=30, composition=cut)]
-    ['Haste makes waste. ', 'Practice makes perfect.']
     """
 
     format: Literal["text", "reasoning"] = "text"
@@ -85,26 +57,7 @@ COLA_COMPOSITION = Composition(format="reasoning", min_share=1 / 8, boundaries=T
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that a strategy may choose.
-
-    Parameters
-    ----------
-    ids : list of int
-        At most ``seq_len`` token ids.
-    text : str
-        What they were made from.
-    sample : Sample
-        Where it comes from.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import candidates
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> (found,) = candidates([Sample("1", "Haste makes waste.", "proverbs")], byte_tokenizer(), seq_len=32)
-    >>> found.text, len(found.ids)
-    ('Haste makes waste.', 18)
-    """
+    """A row that a strategy may choose."""
 
     ids: list[int]
     text: str
@@ -114,38 +67,7 @@ class Candidate:
 def candidates(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, *, seq_len: int, composition: Composition = PLAIN
 ) -> Iterator[Candidate]:
-    """Cut samples into candidate rows, a few samples at a time.
-
-    Parameters
-    ----------
-    samples : iterable of Sample
-        May be longer than memory: no more than a batch of it is held.
-    tokenizer : PreTrainedTokenizerBase
-        A fast one, which tells where in the text a token stands.
-    seq_len : int
-        Most tokens of a row.
-    composition : Composition
-        What a row holds.
-
-    Yields
-    ------
-    Candidate
-        In the order of the samples; those of one sample follow one another.
-
-    Raises
-    ------
-    SpecError
-        If ``seq_len`` is below 2, or the tokenizer is not a fast one.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import candidates
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> samples = [Sample("1", "Haste makes waste.", "proverbs"), Sample("2", "Still waters run deep.", "proverbs")]
-    >>> [found.text for found in candidates(samples, byte_tokenizer(), seq_len=12)]
-    ['Haste makes ', 'waste.', 'Still waters', ' run deep.']
-    """
+    """Cut samples into candidate rows, a few samples at a time."""
     if seq_len < 2:
         raise SpecError(f"seq_len must be at least 2, and is {seq_len}")
     if not tokenizer.is_fast:
@@ -164,17 +86,7 @@ def candidates(
 
 
 def worded(sample: Sample, composition: Composition, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """Word a sample as a composition asks.
-
-    Parameters
-    ----------
-    sample : Sample
-        Of any source.
-    composition : Composition
-        Of which only the format is read.
-    tokenizer : PreTrainedTokenizerBase, optional
-        Whose chat template words a chat.
-    """
+    """Word a sample as a composition asks."""
     wanted = "question_reasoning" if composition.format == "reasoning" else "text"
     return FORMATS[wanted if wanted in formats_of(sample) else "text"](sample, tokenizer)
 

@@ -70,29 +70,7 @@ class Curated:
 
 
 def describe(rows: CalibrationSet) -> dict[str, Any]:
-    """Facts of a set that its tokens alone tell.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        Any.
-
-    Returns
-    -------
-    dict
-        ``rows``, ``seq_len``, ``effective_tokens``, ``padding`` (share of positions), ``mean_length``, ``token_types``,
-        ``repeated_4grams`` (mean share over rows), ``sources`` with rows, tokens and share of tokens of each,
-        ``weighted``, and ``fingerprint``.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.curation import describe
-    >>> from cola_lib.models import byte_tokenizer
-    >>> facts = describe(random_tokens_set(byte_tokenizer(), 4, 16))
-    >>> facts["rows"], facts["effective_tokens"], facts["padding"]
-    (4, 64, 0.0)
-    """
+    """Facts of a set that its tokens alone tell."""
     lengths = rows.attention_mask.sum(1)
     ids = rows.token_lists()
     per_source: Counter = Counter()
@@ -117,33 +95,7 @@ def describe(rows: CalibrationSet) -> dict[str, Any]:
 
 
 def measure(rows: CalibrationSet, lm: LanguageModel, target: Target | None = None) -> dict[str, Any]:
-    """Diversity of a set in activation space, and how well it represents a target's texts.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        The set.
-    lm : LanguageModel
-        The untouched model.
-    target : Target, optional
-        What the set is for.
-
-    Returns
-    -------
-    dict
-        ``diversity``: ``vendi_score``, the effective number of different rows. ``representativeness``: for each
-        capability ``coverage`` (mean cosine of its texts to the nearest row) and ``mmd``.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.curation import measure
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> facts = measure(random_tokens_set(lm.tokenizer, 4, 16), lm)
-    >>> 1 <= facts["diversity"]["vendi_score"] <= 4
-    True
-    """
+    """Diversity of a set in activation space, and how well it represents a target's texts."""
     own = pooled_activations(lm, rows, progress=False).vectors()
     found: dict[str, Any] = {"diversity": {"vendi_score": round(vendi_score(own), 3)}}
     if target is None:
@@ -207,17 +159,7 @@ def curated(
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Any],
 ) -> Curated:
-    """Put a set together with its texts and facts.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        The set.
-    tokenizer : PreTrainedTokenizerBase
-        That wrote its tokens.
-    facts : mapping of str to Any
-        How it was made, and what was measured on it.
-    """
+    """Put a set together with its texts and facts."""
     ids = rows.token_lists()
     texts = tuple(tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False))
     about = {"tokenizer": fingerprint_tokenizer(tokenizer), "set": describe(rows), "cola_lib": version("cola-lib")}
@@ -271,26 +213,7 @@ def write_dataset(made: Curated, folder: str | os.PathLike[str], *, overwrite: b
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that is there already and must not be replaced.
-
-    Parameters
-    ----------
-    folder : Path
-        Where a set shall go.
-    overwrite : bool
-        Whether it may be replaced, if it holds a set and nothing else.
-
-    Raises
-    ------
-    OutputError
-        If it is in the way.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.curation import check_folder
-    >>> check_folder(Path("new"), overwrite=False)  # silent: nothing is there
-    """
+    """Refuse a folder that is there already and must not be replaced."""
     if not folder.exists():
         return
     if not overwrite:
@@ -404,18 +327,7 @@ def _check_facts(facts: Any) -> None:
 
 
 def card(facts: Mapping[str, Any]) -> str:
-    """Write the dataset card.
-
-    Parameters
-    ----------
-    facts : mapping of str to Any
-        Of :class:`Curated`.
-
-    Returns
-    -------
-    str
-        Markdown with the front matter that the hub reads.
-    """
+    """Write the dataset card."""
     about = facts["set"]
     lines = [
         "---",

@@ -27,44 +27,9 @@ LSA_WIDTH = 100
 def embed(kind: str, lm: LanguageModel, *sides: tuple[Pool, Rows]) -> list[Array]:
     """Embed the texts of rows, all in one space.
 
-    Parameters
-    ----------
-    kind : str
-        ``"model"``: the language model's own states, pooled over tokens at the middle block, less their mean over all
-        rows. ``"tfidf"``: words and pairs of words, reduced to :data:`LSA_WIDTH` dimensions. Or
-        ``"sentence-transformers:"`` and a model's name, where that package is installed.
-    lm : LanguageModel
-        For ``"model"``.
-    *sides : (Pool, Rows)
-        Candidates with the pool that keeps what is measured on them.
-
-    Returns
-    -------
-    list of ndarray of shape (n_rows, d), float64
-        For each side; rows have unit length, but that of a text without words (``"tfidf"``) is zero.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such kind.
-    SpecError
-        If sentence-transformers is asked for and not installed.
-
     Notes
     -----
     The mean is taken off the model's states because it is most of each of them: without that all cosines are near 1.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool
-    >>> from cola_lib.curation.embeddings import embed
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine"), Sample("2", "Less is more.", "mine")]})
-    >>> (vectors,) = embed("model", lm, (pool, pool.rows(lm.tokenizer, seq_len=32)))
-    >>> vectors.shape
-    (2, 32)
     """
     if kind == "model":
         block = len(lm.blocks) // 2

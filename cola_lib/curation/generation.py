@@ -22,17 +22,7 @@ BATCH_ROWS = {"cpu": 32, "cuda": 128}
 
 
 class FallingTemperature(LogitsProcessor):
-    """Divide logits by a temperature that moves linearly over the first tokens and then stays.
-
-    Parameters
-    ----------
-    first, last : float
-        Temperature of the first token, and of token ``n_steps`` and all after it.
-    n_steps : int
-        Tokens over which it moves.
-    n_given : int
-        Tokens that were there before.
-    """
+    """Divide logits by a temperature that moves linearly over the first tokens and then stays."""
 
     def __init__(self, first: float, last: float, n_steps: int, n_given: int) -> None:
         self.first, self.last, self.n_steps, self.n_given = first, last, n_steps, n_given
@@ -46,26 +36,7 @@ class FallingTemperature(LogitsProcessor):
 def continued(
     brief: Brief, prompts: Tensor, settings: GenerationConfig, processors: LogitsProcessorList | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Let the model continue prompts.
-
-    Parameters
-    ----------
-    brief : Brief
-        Its generator decides what is drawn.
-    prompts : Tensor of shape (n_rows, n_given), int64
-        Token ids, all real.
-    settings : GenerationConfig
-        How to draw; its length is set here.
-    processors : LogitsProcessorList, optional
-        Applied to the logits too.
-
-    Returns
-    -------
-    input_ids : Tensor of shape (n_rows, seq_len), int64
-        Prompt and continuation.
-    mask : Tensor of shape (n_rows, seq_len), bool
-        True until the end-of-sequence token that the model wrote, that token included.
-    """
+    """Let the model continue prompts."""
     lm, seq_len = brief.lm, brief.seq_len
     eos = lm.tokenizer.eos_token_id
     settings.max_length = seq_len
@@ -94,10 +65,7 @@ def continued(
 
 @contextmanager
 def _neutral(model: PreTrainedModel) -> Iterator[None]:
-    """Put the checkpoint's own sampling settings aside: transformers fills from them whatever is left open.
-
-    Chat models bring a temperature and a penalty along, which would come on top of a strategy's.
-    """
+    """Put the checkpoint's own sampling settings aside: transformers fills from them whatever is left open."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield

@@ -24,36 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def for_llmcompressor(rows: CalibrationSet, *, batch_size: int = 1) -> dict[str, Any]:
-    """Arguments of llm-compressor's ``oneshot``.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        Unweighted.
-    batch_size : int
-        Rows that the tool takes at a time.
-
-    Returns
-    -------
-    dict
-        ``dataset`` is a ``DataLoader`` over rows of ``input_ids`` and ``attention_mask``, without padding. The tool
-        takes it as it is. A plain dataset it would shuffle, without a seed, or else sort by length, which mixes rows of
-        one length too (from 17 rows on); and it would take 512 rows at most.
-
-    Raises
-    ------
-    DataError
-        If rows are weighted; or if they differ in length and ``batch_size`` is above 1.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.curation import for_llmcompressor
-    >>> from cola_lib.models import byte_tokenizer
-    >>> arguments = for_llmcompressor(random_tokens_set(byte_tokenizer(), 2, 8))
-    >>> len(arguments["dataset"])
-    2
-    """
+    """Arguments of llm-compressor's ``oneshot``."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
@@ -70,34 +41,7 @@ def for_llmcompressor(rows: CalibrationSet, *, batch_size: int = 1) -> dict[str,
 
 
 def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
-    """Arguments of GPTQModel's ``quantize``.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        Unweighted, and not longer than the model's ``max_position_embeddings``: there the tool cuts rows.
-
-    Returns
-    -------
-    dict
-        ``calibration`` is a list of ``{"input_ids", "attention_mask"}``, without padding and without a ``text``, which
-        the tool would tokenize again in their stead. The rest switches off that it sorts rows by length and drops those
-        of 10 tokens or fewer.
-
-    Raises
-    ------
-    DataError
-        If rows are weighted.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.curation import for_gptqmodel
-    >>> from cola_lib.models import byte_tokenizer
-    >>> arguments = for_gptqmodel(random_tokens_set(byte_tokenizer(), 2, 8))
-    >>> sorted(arguments["calibration"][0])
-    ['attention_mask', 'input_ids']
-    """
+    """Arguments of GPTQModel's ``quantize``."""
     _check_unweighted(rows, "GPTQModel")
     return {
         "calibration": [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows.token_lists()],
@@ -108,31 +52,7 @@ def for_gptqmodel(rows: CalibrationSet) -> dict[str, Any]:
 
 
 def row_texts(rows: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Write rows out for a tool that tokenizes them again.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        Any.
-    tokenizer : PreTrainedTokenizerBase
-        That wrote the rows.
-
-    Returns
-    -------
-    list of str
-        A text for each row, special tokens spelled out: those of a chat template, and ends of documents. The ones that
-        the tokenizer puts around any text by itself are left out, so that they do not come twice.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, row_texts
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> tokenizer = byte_tokenizer()
-    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(tokenizer, seq_len=32)
-    >>> row_texts(rows.tokens, tokenizer)
-    ['Haste makes waste.']
-    """
+    """Write rows out for a tool that tokenizes them again."""
     before, after = _added(tokenizer)
     found = []
     for ids in rows.token_lists():

@@ -153,28 +153,9 @@ class ZipCal(Strategy):
 def k_centres(vectors: np.ndarray, n: int) -> list[int]:
     """Order vectors so that each is the farthest from those before it.
 
-    Parameters
-    ----------
-    vectors : ndarray of shape (n_vectors, d)
-        The first one comes first.
-    n : int
-        How many to take, at most all.
-
-    Returns
-    -------
-    list of int
-        Positions; ties go to the lowest.
-
     References
     ----------
     Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer Science 38, 1985.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.curation.lexical import k_centres
-    >>> k_centres(np.array([[0.0], [1.0], [5.0]]), n=2)
-    [0, 2]
     """
     order = [0]
     distance = np.square(vectors - vectors[0]).sum(1)
@@ -251,26 +232,7 @@ class LengthMixture(Strategy):
 
 
 def repeated_ngrams(ids: Sequence[int], n: int = 4) -> float:
-    """Share of n-grams that a text has had before.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        Its tokens.
-    n : int
-        Tokens of an n-gram.
-
-    Returns
-    -------
-    float
-        From 0 to 1; 0 for a text without n-grams.
-
-    Examples
-    --------
-    >>> from cola_lib.curation.lexical import repeated_ngrams
-    >>> repeated_ngrams([1, 2, 1, 2, 1, 2], n=2), repeated_ngrams([1, 2, 3, 4], n=2)
-    (0.6, 0.0)
-    """
+    """Share of n-grams that a text has had before."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -24,37 +24,7 @@ T = TypeVar("T")
 
 
 class Rows:
-    """Candidate rows with their texts.
-
-    Parameters
-    ----------
-    found : sequence of Candidate
-        At least one.
-    sources : sequence of str
-        Name of the source of each.
-    name : str
-        For error messages.
-    seq_len : int
-        Width of the rows.
-    filler : int
-        Token id at padding; it has no meaning.
-
-    Attributes
-    ----------
-    tokens : CalibrationSet
-        One row per candidate, padded on the right.
-    texts : tuple of str
-        Text of each.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import byte_tokenizer
-    >>> rows = Pool({"proverbs": [Sample("1", "Haste makes waste.", "proverbs")]}).rows(byte_tokenizer(), seq_len=8)
-    >>> len(rows), rows.lengths.tolist(), rows.texts[0]
-    (3, [8, 8, 2], 'Haste ma')
-    """
+    """Candidate rows with their texts."""
 
     def __init__(
         self, found: Sequence[Candidate], sources: Sequence[str], *, name: str, seq_len: int, filler: int
@@ -83,19 +53,7 @@ class Rows:
         seq_len: int,
         sources: Sequence[str] | None = None,
     ) -> Rows:
-        """Lay candidates out for a model.
-
-        Parameters
-        ----------
-        found : sequence of Candidate
-            At least one.
-        tokenizer : PreTrainedTokenizerBase
-            That made them.
-        name, seq_len
-            As above.
-        sources : sequence of str, optional
-            Default: those of their samples.
-        """
+        """Lay candidates out for a model."""
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         filler = next(token for token in known if token is not None)
         names = [candidate.sample.source for candidate in found] if sources is None else sources
@@ -116,13 +74,7 @@ class Rows:
         return self.tokens.attention_mask.sum(1)
 
     def ids(self, row: int) -> list[int]:
-        """Token ids of a row, without padding.
-
-        Parameters
-        ----------
-        row : int
-            Its position.
-        """
+        """Token ids of a row, without padding."""
         return self.tokens.input_ids[row][self.tokens.attention_mask[row]].tolist()
 
 
@@ -133,15 +85,7 @@ class Remembering:
         self._kept: dict[Hashable, Any] = {}
 
     def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Compute something once.
-
-        Parameters
-        ----------
-        key : hashable
-            Names everything that it depends on.
-        compute : callable
-            Called if it is not there yet.
-        """
+        """Compute something once."""
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]

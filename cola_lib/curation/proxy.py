@@ -49,44 +49,19 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Objective(ABC):
-    """Loss of a set on each target, from sums over its rows.
-
-    Parameters
-    ----------
-    own : list of Tensor of shape (n_rows, k)
-        For each place in the model, statistics of every candidate, which add up.
-    targets : list of Tensor of shape (n_targets, k)
-        For each place, those of each target.
-    """
+    """Loss of a set on each target, from sums over its rows."""
 
     def __init__(self, own: list[Tensor], targets: list[Tensor]) -> None:
         self.own, self.targets = own, targets
         self.sums = [torch.zeros_like(one[0]) for one in own]
 
     def add(self, row: int) -> None:
-        """Add a candidate to the set.
-
-        Parameters
-        ----------
-        row : int
-            Its position.
-        """
+        """Add a candidate to the set."""
         for total, one in zip(self.sums, self.own, strict=True):
             total += one[row]
 
     def losses(self, rows: Sequence[int]) -> Tensor:
-        """Loss on each target if one of some candidates joined the set.
-
-        Parameters
-        ----------
-        rows : sequence of int
-            Positions of the candidates.
-
-        Returns
-        -------
-        Tensor of shape (n_candidates, n_targets), float32
-            Mean over places.
-        """
+        """Loss on each target if one of some candidates joined the set."""
         at = torch.tensor(rows)
         total = torch.zeros(len(rows), len(self.targets[0]))
         for place, (summed, one) in enumerate(zip(self.sums, self.own, strict=True)):
@@ -95,43 +70,11 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, place: int, statistics: Tensor) -> Tensor:
-        """Loss at one place.
-
-        Parameters
-        ----------
-        place : int
-            Position in ``own``.
-        statistics : Tensor of shape (n, k)
-            Of n sets.
-
-        Returns
-        -------
-        Tensor of shape (n, n_targets)
-        """
+        """Loss at one place."""
 
 
 class EnergyObjective(Objective):
-    """KL divergence of shares of output energy; see the module.
-
-    Parameters
-    ----------
-    own : list of Tensor of shape (n_rows, d_in)
-        For each place, energies of every candidate's channels.
-    targets : list of Tensor of shape (n_targets, d_in)
-        For each place, those of each target.
-    columns : list of Tensor of shape (d_in,)
-        For each place, squared norm of the weights' columns.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.curation.proxy import EnergyObjective
-    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
-    >>> targets = [torch.tensor([[8.0, 2.0]])]
-    >>> objective = EnergyObjective(own, targets, columns=[torch.ones(2)])
-    >>> objective.losses([0, 1]).argmin().item()  # the candidate that is shaped like the target
-    0
-    """
+    """KL divergence of shares of output energy; see the module."""
 
     def __init__(self, own: list[Tensor], targets: list[Tensor], columns: list[Tensor]) -> None:
         super().__init__(own, targets)
@@ -147,30 +90,7 @@ class EnergyObjective(Objective):
 
 
 class WandaObjective(Objective):
-    """Share of the target's output energy that pruning by the set's statistics would cost; see the module.
-
-    Parameters
-    ----------
-    own : list of Tensor of shape (n_rows, d_in)
-        For each place, energies of every candidate's channels.
-    targets : list of Tensor of shape (n_targets, d_in)
-        For each place, those of each target.
-    squares : list of Tensor of shape (n_weight_rows, d_in)
-        For each place, squared entries of some rows of the weights.
-    sparsity : float
-        Share of each row that is pruned.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.curation.proxy import WandaObjective
-    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
-    >>> targets = [torch.tensor([[8.0, 2.0]])]
-    >>> objective = WandaObjective(own, targets, squares=[torch.tensor([[1.0, 2.0]])], sparsity=0.5)
-    >>> objective.losses([0, 1])  # pruned as the second would have it, the target loses more
-    tensor([[0.3333],
-            [0.6667]])
-    """
+    """Share of the target's output energy that pruning by the set's statistics would cost; see the module."""
 
     def __init__(self, own: list[Tensor], targets: list[Tensor], squares: list[Tensor], sparsity: float = 0.5) -> None:
         super().__init__(own, targets)
@@ -192,24 +112,7 @@ class WandaObjective(Objective):
 
 
 class GramObjective(Objective):
-    """One minus the cosine of projected Gram matrices; see the module.
-
-    Parameters
-    ----------
-    own : list of Tensor of shape (n_rows, k)
-        For each place, the projected Gram matrix of every candidate, its lower triangle.
-    targets : list of Tensor of shape (n_targets, k)
-        For each place, those of each target.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.curation.proxy import GramObjective
-    >>> own = [torch.tensor([[4.0, 1.0], [1.0, 4.0]])]  # one place, two candidates
-    >>> targets = [torch.tensor([[8.0, 2.0]])]
-    >>> GramObjective(own, targets).losses([0, 1]).argmin().item()  # the candidate that is shaped like the target
-    0
-    """
+    """One minus the cosine of projected Gram matrices; see the module."""
 
     def __init__(self, own: list[Tensor], targets: list[Tensor]) -> None:
         super().__init__(own, targets)

@@ -30,19 +30,7 @@ WINDOW = 1024
 
 
 class Placer:
-    """Places windows of candidates in COLA's activation space.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model.
-    seq_len : int
-        Most tokens of a row.
-    seed : int
-        Of the projection.
-    width : int
-        Dimensions of the space.
-    """
+    """Places windows of candidates in COLA's activation space."""
 
     def __init__(self, lm: LanguageModel, *, seq_len: int, seed: int = 0, width: int = WIDTH) -> None:
         lm.check_length(seq_len)
@@ -50,17 +38,7 @@ class Placer:
         self._probes = projection(lm, seed, width, None)[1]
 
     def __call__(self, window: Sequence[Candidate]) -> NDArray[np.float32]:
-        """Run a window through the model.
-
-        Parameters
-        ----------
-        window : sequence of Candidate
-            At least one. Which others are in it decides the last digits, through the batches that they make.
-
-        Returns
-        -------
-        ndarray of shape (n_candidates, width), float32
-        """
+        """Run a window through the model."""
         rows = Rows.of(window, self._lm.tokenizer, name="the pool", seq_len=self._seq_len)
         return row_features(self._lm, rows.tokens, self._probes, progress=False)["projection"].numpy()
 
@@ -77,55 +55,10 @@ def select_streaming(
 ) -> CalibrationSet:
     """Choose from a pool that is larger than memory: COLA's third stage in two passes over its candidates.
 
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model.
-    read : callable, or sequence of callable
-        Gives the candidates, from :func:`~cola_lib.curation.candidates` over any iterable of samples, the same ones in
-        the same order each time it is called. Several are the shards of one pool, one after the other.
-    n_samples : int
-        Rows of the set.
-    seq_len : int
-        Most tokens of a row.
-    seed : int
-        Of projection and clustering.
-    width : int
-        Dimensions of the space.
-    window : int
-        Candidates held at a time; a window ends where a shard does.
-
-    Returns
-    -------
-    CalibrationSet
-        In the order of the pool.
-
-    Raises
-    ------
-    DataError
-        If there are fewer different candidates than rows.
-
     Notes
     -----
     What grows with the pool is one vector of ``width`` numbers for each candidate, 256 bytes. Clusters are found by
     mini-batch k-means above :data:`~cola_lib.curation.base.MANY` candidates.
-
-    See Also
-    --------
-    cola_lib.experiments.ray_pool.select_on_ray : The same choice, with many models at a time.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import candidates, select_streaming
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> def read():
-    ...     texts = (f"{i} green bottles standing on the wall" for i in range(12))
-    ...     samples = (Sample(str(i), text, "song") for i, text in enumerate(texts))
-    ...     return candidates(samples, lm.tokenizer, seq_len=16)
-    >>> select_streaming(lm, read, n_samples=3, seq_len=16, width=8).n_samples
-    3
     """
     shards = as_shards(read)
     place = Placer(lm, seq_len=seq_len, seed=seed, width=width)
@@ -142,24 +75,7 @@ def choose_placed(
     seq_len: int,
     seed: int,
 ) -> CalibrationSet:
-    """Cluster candidates that have been placed, and read those nearest to the centres.
-
-    Parameters
-    ----------
-    placed : iterable of ndarray of shape (n_candidates, width)
-        Windows, in the order of the pool.
-    shards : sequence of callable
-        Whose candidates they are.
-    tokenizer : PreTrainedTokenizerBase
-        That made them.
-    n_samples, seq_len, seed
-        As in :func:`select_streaming`.
-
-    Raises
-    ------
-    DataError
-        As in :func:`select_streaming`.
-    """
+    """Cluster candidates that have been placed, and read those nearest to the centres."""
     vectors = np.empty((0, 0), dtype=np.float32)
     for part in placed:
         held = len(vectors)
@@ -179,26 +95,12 @@ def choose_placed(
 
 
 def as_shards(read: Read | Sequence[Read]) -> tuple[Read, ...]:
-    """List the shards of a pool.
-
-    Parameters
-    ----------
-    read : callable, or sequence of callable
-        As in :func:`select_streaming`.
-    """
+    """List the shards of a pool."""
     return (read,) if callable(read) else tuple(read)
 
 
 def windows(found: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:
-    """Cut candidates into lists of the same size, the last one shorter.
-
-    Parameters
-    ----------
-    found : iterable of Candidate
-        Any.
-    size : int
-        Of each list.
-    """
+    """Cut candidates into lists of the same size, the last one shorter."""
     iterator = iter(found)
     while some := list(islice(iterator, size)):
         yield some

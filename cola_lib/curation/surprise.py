@@ -16,20 +16,7 @@ from cola_lib.evaluate import row_nll
 
 
 def surprise(brief: Brief, rows: Rows) -> Tensor:
-    """Mean negative log-likelihood of each candidate's tokens, computed once for a pool.
-
-    Parameters
-    ----------
-    brief : Brief
-        With the pool that keeps it.
-    rows : Rows
-        Candidates; one of a single token counts as infinitely surprising.
-
-    Returns
-    -------
-    Tensor of shape (n_rows,), float32
-        In nats per token.
-    """
+    """Mean negative log-likelihood of each candidate's tokens, computed once for a pool."""
 
     def compute() -> Tensor:
         nll = torch.full((len(rows),), torch.inf)

@@ -83,35 +83,9 @@ def deployment(
 ) -> Target:
     """Make the target of a deployment.
 
-    Parameters
-    ----------
-    texts : mapping of str to sequence of Sample
-        For each capability, texts of its kind.
-    capability : str, optional
-        The one that counts fully; the others count ``off_target``. Default: all alike, named ``"general"``.
-    off_target : float
-        Weight of the others before all are scaled to sum to 1.
-
-    Returns
-    -------
-    Target
-
-    Raises
-    ------
-    UnknownNameError
-        If there are no texts for the capability.
-
     References
     ----------
     He et al., arXiv 2510.10618: general and targeted deployment, off-target weight 0.2.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import deployment
-    >>> from cola_lib.data import Sample
-    >>> texts = {"math": [Sample("1", "2 + 2 = 4", "sums")], "language": [Sample("2", "Less is more.", "proverbs")]}
-    >>> deployment(texts).name, deployment(texts, "math").name
-    ('general', 'math')
     """
     if capability is None:
         return Target(GENERAL, texts, dict.fromkeys(texts, 1.0))
@@ -134,41 +108,7 @@ def load_target(
     n_draws: int = 1,
     limit: int = TARGET_SAMPLES,
 ) -> Target:
-    """Make a target of what comes with the library, or of texts of your own.
-
-    Parameters
-    ----------
-    name : str
-        ``"general"``; a capability, see :data:`cola_lib.data.TARGETS`; or a source, for example a file of prompts like
-        those that the model will get, which is then all that counts.
-    capabilities : sequence of str
-        Those that there are in a general or targeted deployment.
-    sources : mapping of str to sequence of str
-        Where the texts of each capability come from.
-    seed, draw, n_draws
-        Which texts, as in :func:`cola_lib.calibration.draw_samples`.
-    limit : int
-        Most samples of each source.
-
-    Returns
-    -------
-    Target
-
-    Raises
-    ------
-    UnknownNameError
-        If the name is none of these.
-    DataError
-        If a source of your own repeats evaluation items.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import load_target
-    >>> sources = {"math": ["gsm8k"], "commonsense": ["csqa"]}
-    >>> target = load_target("math", capabilities=["math", "commonsense"], sources=sources)
-    >>> len(target.texts["math"]), round(target.weights["math"], 2)
-    (48, 0.83)
-    """
+    """Make a target of what comes with the library, or of texts of your own."""
 
     def some(source: str) -> list[Sample]:
         return draw_samples(source_samples(source), seed=seed, draw=draw, n_draws=n_draws)[:limit]

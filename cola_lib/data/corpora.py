@@ -60,9 +60,6 @@ def code() -> list[Sample]:
 def multilingual() -> list[Sample]:
     """Read text in 21 natural languages, cut at line ends and where the script changes.
 
-    The language is None for ten documents: two are in two languages each, and eight are Chinese in
-    Latin letters, which is not what anyone who asks for Chinese expects.
-
     Notes
     -----
     Much of it is one dozen of texts in several languages, and a long text is several documents. No 13
@@ -93,22 +90,7 @@ def _neighbours(samples: list[Sample]) -> list[Sample]:
 
 
 def cut(text: str, *, least: int, most: int) -> list[str]:
-    """Cut running text into documents at blank lines.
-
-    Parameters
-    ----------
-    text : str
-        Text without marks between documents.
-    least : int
-        Characters from which on a document ends at the next gap of two or more blank lines.
-    most : int
-        Characters that a document does not exceed, unless a single line does.
-
-    Returns
-    -------
-    list of str
-        Together they are ``text`` without the white space at the cuts.
-    """
+    """Cut running text into documents at blank lines."""
     documents, current = [], ""
     for block, gap in _blocks(text, most):
         if current and len(current) + len(block) > most:
@@ -132,21 +114,7 @@ def _blocks(text: str, most: int) -> Iterator[tuple[str, str]]:
 
 
 def cut_by_script(text: str, *, least: int) -> list[str]:
-    """Cut multilingual text into documents, at line ends.
-
-    Parameters
-    ----------
-    text : str
-        Lines in many languages.
-    least : int
-        Characters from which on a document ends with its line. It ends earlier where the next line
-        is in another script.
-
-    Returns
-    -------
-    list of str
-        Documents, each in one script as far as lines are.
-    """
+    """Cut multilingual text into documents, at line ends."""
     documents: list[str] = []
     current, script = "", None
     for line in text.split("\n"):

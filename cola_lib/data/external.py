@@ -38,48 +38,12 @@ _SAVED = ("dataset_dict.json", "state.json")
 
 
 def is_external(name: str) -> bool:
-    """Say whether a source name means a dataset of the hub or a local file.
-
-    Parameters
-    ----------
-    name : str
-        As :func:`load_samples` takes it.
-
-    Returns
-    -------
-    bool
-        Whether it begins with ``hf:`` or ends as a file does that can be read.
-
-    Examples
-    --------
-    >>> from cola_lib.data.external import is_external
-    >>> is_external("notes.jsonl"), is_external("hf:allenai/c4:en"), is_external("c4")
-    (True, True, False)
-    """
+    """Say whether a source name means a dataset of the hub or a local file."""
     return name.startswith("hf:") or _FILE.fullmatch(_OPTION.split(name)[0]) is not None
 
 
 def is_folder(name: str) -> bool:
-    """Say whether a source name means a local folder, or a pattern that files match.
-
-    Parameters
-    ----------
-    name : str
-        As :func:`load_samples` takes it.
-
-    Returns
-    -------
-    bool
-        Whether there is one. The name of a registered source means that source all the same.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.data.external import is_folder
-    >>> Path("corpus").mkdir()
-    >>> is_folder("corpus"), is_folder("corpus:rows=10"), is_folder("c4")
-    (True, True, False)
-    """
+    """Say whether a source name means a local folder, or a pattern that files match."""
     try:
         path = Path(_OPTION.split(name)[0]).expanduser()
         return path.is_dir() or (has_magic(str(path)) and next(iglob(str(path), recursive=True), None) is not None)
@@ -88,26 +52,7 @@ def is_folder(name: str) -> bool:
 
 
 def unread_path(name: str) -> str:
-    """Say what is wrong with a path that exists and is not read.
-
-    Parameters
-    ----------
-    name : str
-        What was given as a source, and is neither the name of one nor external.
-
-    Returns
-    -------
-    str
-        What it is and what to do; empty if nothing is there.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from cola_lib.data.external import unread_path
-    >>> _ = Path("letter.docx").write_text("")
-    >>> unread_path("letter.docx").partition(":")[0], unread_path("c4")
-    ('is a file of a kind that is not read', '')
-    """
+    """Say what is wrong with a path that exists and is not read."""
     try:
         if not Path(name).expanduser().exists():
             return ""
@@ -117,35 +62,7 @@ def unread_path(name: str) -> str:
 
 
 def load_external(name: str) -> list[Sample]:
-    """Read a dataset that the user names.
-
-    Parameters
-    ----------
-    name : str
-        ``"hf:NAME[:config][:split][:column]"``, where an empty part means the default and NAME may be a local folder,
-        or one file of a dataset: ``"hf:allenai/c4/en/c4-train.00000-of-01024.json.gz"``, of which ``::train[:1000]``
-        takes the first rows. Or a path: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.txt`` or
-        ``.md``, also compressed with gzip, Zstandard, bzip2 or xz), a folder that ``save_to_disk`` of the package
-        datasets wrote, a folder of a dataset, a folder of texts, or a pattern such as ``"notes/*.md"``. A path takes
-        ``:column=NAME``, ``:split=NAME`` and ``:rows=N`` behind it. A nested column is given by its path,
-        ``:column=meta.body``.
-
-    Returns
-    -------
-    list of Sample
-        In the order of the data. What a row is, is recognized (:data:`cola_lib.data.layouts.SHAPES`) and logged, unless
-        a column is named. Repeats of a text, rows without any, and up to 1 % of faulty rows are left out, with a
-        warning that counts them. The texts of one ``.txt`` are separated by blank lines; where several files are read,
-        each ``.txt`` is one text. ``domain``, ``language``, ``difficulty``, ``subject``, ``split_key`` and ``id`` are
-        kept, the last with a hash of the text behind it, so that records which share one stay apart.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, holds no text, or more than 1 % of its rows are faulty; with the first of them.
-    UnknownNameError
-        If there is no such column.
-    """
+    """Read a dataset that the user names."""
     if name.startswith("hf:"):
         rows, column = _hub_rows(name)
     else:
@@ -379,23 +296,7 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
 
 
 def parse_hub_name(name: str) -> tuple[str, str | None, str, str | None]:
-    """Parse ``hf:NAME[:config][:split][:column]``.
-
-    Parameters
-    ----------
-    name : str
-        An empty part means the default. The split may be a slice: ``"hf:NAME::train[:1000]"``.
-
-    Returns
-    -------
-    tuple of (str, str or None, str, str or None)
-        Dataset, configuration, split (``"train"`` by default) and column.
-
-    Raises
-    ------
-    DataError
-        If there is no NAME, or too many parts.
-    """
+    """Parse ``hf:NAME[:config][:split][:column]``."""
     dataset, *rest = _COLON.split(name.removeprefix("hf:"))
     if not dataset or len(rest) > 3:
         raise DataError(f"source {name!r} is not of the form hf:NAME[:config][:split][:column]")

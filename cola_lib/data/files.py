@@ -353,27 +353,7 @@ def kind(path: Path) -> str:
 
 
 def file_rows(path: Path, split: str | None = None) -> Iterator[Row]:
-    """Read the rows of a file.
-
-    Parameters
-    ----------
-    path : Path
-        Its name tells how: one of :data:`READERS`, with or without the suffix of a compression.
-    split : str, optional
-        Of a JSON object that holds several lists, the one to read.
-
-    Yields
-    ------
-    str
-        Where the row stands, for messages.
-    mapping or DataError
-        The row, or why there is none.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, is not a regular one, or expands to far more than its size.
-    """
+    """Read the rows of a file."""
     suffix = kind(path)
     if split is not None and suffix != ".json":
         raise DataError(f"{path} is one file, which has no split {split!r}")

@@ -55,10 +55,7 @@ def _scripts(text: str) -> Counter[str]:
 
 
 def main_script(text: str) -> str | None:
-    """Name the script of most letters, or None without a clear majority.
-
-    Kana decide over Han characters: Japanese mixes both, Chinese does not.
-    """
+    """Name the script of most letters, or None without a clear majority."""
     counts = _scripts(text)
     total = counts.total()
     if total and counts["Kana"] * 20 >= total and counts["Kana"] + counts["Han"] > 0.6 * total:
@@ -74,32 +71,13 @@ def script_language(text: str) -> str | None:
 
 @functools.cache
 def stored_languages() -> dict[str, str]:
-    """Read the languages that were detected in the packaged multilingual text.
-
-    Returns
-    -------
-    dict of str to str
-        ISO 639-1 code by sample id, for samples whose script leaves a choice. A sample that is missing
-        is in two languages, or in one that the detector does not know.
-    """
+    """Read the languages that were detected in the packaged multilingual text."""
     text = resources.files("cola_lib.data").joinpath("multilingual_languages.txt").read_text(encoding="utf-8")
     return dict(line.split() for line in text.splitlines() if not line.startswith("#"))
 
 
 def detect_languages(texts: Iterable[str]) -> list[str | None]:
-    """Detect the one language that each text is in; needs py3langid, of the extra ``dev``.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        Of some hundred characters or more.
-
-    Returns
-    -------
-    list of (str or None)
-        ISO 639-1 codes. None where the parts of a text are in different languages, where the detector is not
-        confident, and for a language without a two-letter code.
-    """
+    """Detect the one language that each text is in; needs py3langid, of the extra ``dev``."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
@@ -113,18 +91,7 @@ def detect_languages(texts: Iterable[str]) -> list[str | None]:
 
 
 def language_report(samples: Iterable[Sample]) -> str:
-    """Detect the languages of samples whose script leaves a choice.
-
-    Parameters
-    ----------
-    samples : iterable of Sample
-        Of the packaged multilingual text.
-
-    Returns
-    -------
-    str
-        Contents of ``multilingual_languages.txt``: a heading, then a sample id and its language per line.
-    """
+    """Detect the languages of samples whose script leaves a choice."""
     samples = [sample for sample in samples if script_language(sample.text) is None]
     codes = detect_languages(sample.text for sample in samples)
     lines = sorted(f"{sample.id} {code}" for sample, code in zip(samples, codes, strict=True) if code)

@@ -70,26 +70,7 @@ LAYOUTS: dict[frozenset[str], Callable[[Record], Record]] = {
 
 
 def as_question(record: Record, where: str = "record") -> Record:
-    """Read a record of a known dataset.
-
-    Parameters
-    ----------
-    record : mapping
-        As the dataset's file holds it.
-    where : str
-        Where it stands, for the message.
-
-    Returns
-    -------
-    mapping
-        With ``question``, ``answer`` and what else is known of it; the record itself if its columns are those of no
-        known dataset.
-
-    Raises
-    ------
-    DataError
-        If it has the columns of a known dataset, and something else in them.
-    """
+    """Read a record of a known dataset."""
     for columns, read in LAYOUTS.items():
         if columns <= record.keys():
             try:
@@ -108,24 +89,7 @@ def as_question(record: Record, where: str = "record") -> Record:
 
 @dataclass(frozen=True)
 class Shape:
-    r"""One way in which datasets write a row.
-
-    Parameters
-    ----------
-    name : str
-        As it is reported.
-    read : callable
-        Takes a record and returns its canonical form: ``text``; ``question``, ``answer`` and what else is known of an
-        item; or ``messages`` with ``tools``. None if the record has another shape. Raises ``ValueError`` with the
-        reason if it has this one and is faulty.
-
-    Examples
-    --------
-    >>> from cola_lib.data.layouts import recognized
-    >>> shape, record = recognized({"instruction": "Add.", "input": "1, 2", "output": "3"})
-    >>> shape, [turn["content"] for turn in record["messages"]]
-    ('instruction and output', ['Add.\n\n1, 2', '3'])
-    """
+    """One way in which datasets write a row."""
 
     name: str
     read: Callable[[Record], Record | None]
@@ -168,23 +132,7 @@ ROLES = {
 
 
 def recognized(record: Record) -> tuple[str, Record] | None:
-    """Find out what a row is.
-
-    Parameters
-    ----------
-    record : mapping
-        As the dataset holds it.
-
-    Returns
-    -------
-    tuple of (str, mapping) or None
-        Name of the first of :data:`SHAPES` that it has, and its canonical form; None if it has none of them.
-
-    Raises
-    ------
-    ValueError
-        If it has a shape, and something else in it than belongs there.
-    """
+    """Find out what a row is."""
     for shape in SHAPES:
         if (found := shape.read(record)) is not None:
             return shape.name, found

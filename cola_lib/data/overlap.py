@@ -33,25 +33,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two samples that share text.
-
-    Parameters
-    ----------
-    calibration_id, evaluation_id : str
-        Ids of the two samples.
-    evaluation_source : str
-        Source of the second.
-    text : str
-        The first run of words that they share.
-
-    Examples
-    --------
-    >>> from cola_lib.data import Sample, find_overlaps
-    >>> text = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    >>> pairs = find_overlaps([Sample("mine", text, "notes")], [Sample("theirs", text, "exam")])
-    >>> pairs[0].calibration_id, pairs[0].evaluation_id, pairs[0].evaluation_source
-    ('mine', 'theirs', 'exam')
-    """
+    """Two samples that share text."""
 
     calibration_id: str
     evaluation_id: str
@@ -77,21 +59,7 @@ def _weights(n: int) -> np.ndarray:
 
 
 def run_hashes(text: str, n: int) -> np.ndarray:
-    """Hash every run of ``n`` words of a text.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-    n : int
-        Words in a run.
-
-    Returns
-    -------
-    ndarray of shape (max(n_words - n + 1, 1),) and dtype uint64
-        In the order of the text. A text of fewer than ``n`` words gives one hash of all of it, which
-        equals that of no longer text; an empty one gives none.
-    """
+    """Hash every run of ``n`` words of a text."""
     found = words(text)
     if not found:
         return np.empty(0, np.uint64)
@@ -101,18 +69,7 @@ def run_hashes(text: str, n: int) -> np.ndarray:
 
 
 def parts(sample: Sample) -> tuple[tuple[str, int], ...]:
-    """List every text that a sample can put before a model, in any format.
-
-    Parameters
-    ----------
-    sample : Sample
-        A document or a benchmark item.
-
-    Returns
-    -------
-    tuple of (str, int)
-        Texts, each with the words in a row that make an overlap in it.
-    """
+    """List every text that a sample can put before a model, in any format."""
     code = CODE_WORDS if sample.domain == "code" else WORDS
     if sample.question is None:
         return ((sample.text, code),)
@@ -128,11 +85,7 @@ def _hashes(sample: Sample) -> np.ndarray:
 
 
 def _short_wordings(sample: Sample) -> Iterator[str]:
-    """List the short texts as which a sample may come back: as it is, its parts, and its question with the answer.
-
-    Where each part is shorter than a run, none is found within another text: what repeats the item has to be the same
-    from end to end, in one of these wordings. Of longer texts the runs tell.
-    """
+    """List the short texts as which a sample may come back: as it is, its parts, and its question with the answer."""
     solved = "\n".join(part for part in (sample.question, sample.answer) if part)
     for text in dict.fromkeys((sample.text, solved, *(text for text, _ in parts(sample)))):
         if 0 < len(words(text)) < 2 * CODE_WORDS:
@@ -145,18 +98,7 @@ def _whole(text: str) -> np.ndarray:
 
 
 def overlap_groups(samples: Sequence[Sample]) -> list[list[str]]:
-    """Group the split keys whose samples overlap, directly or through others.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        Those that share a split key count as one document.
-
-    Returns
-    -------
-    list of list of str
-        Groups of two keys or more, each sorted, in sorted order.
-    """
+    """Group the split keys whose samples overlap, directly or through others."""
     names = sorted({sample.split_key for sample in samples})
     index = {key: i for i, key in enumerate(names)}
     hashes = [_hashes(sample) for sample in samples]
@@ -185,21 +127,7 @@ def overlap_groups(samples: Sequence[Sample]) -> list[list[str]]:
 
 
 class EvaluationIndex:
-    """Evaluation items, indexed by their runs of 13 words.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        The evaluation items. Runs that more than ten of them share are left out.
-
-    Examples
-    --------
-    >>> from cola_lib.data import EvaluationIndex, Sample
-    >>> problem = "A train leaves the station at nine and arrives at noon after one hundred miles. How fast is it?"
-    >>> index = EvaluationIndex([Sample("q1", problem, "exam")])
-    >>> [pair.evaluation_id for pair in index.find([Sample("page", "From a forum: " + problem, "forum")])]
-    ['q1']
-    """
+    """Evaluation items, indexed by their runs of 13 words."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = tuple(samples)
@@ -214,18 +142,7 @@ class EvaluationIndex:
         self._hashes, self._owner = unique[rare], owner[order][first][rare]
 
     def find(self, samples: Iterable[Sample]) -> list[Overlap]:
-        """Find the samples that share 13 words with an evaluation item, or repeat a shorter one from end to end.
-
-        Parameters
-        ----------
-        samples : iterable of Sample
-            For example those of a file that the user brings.
-
-        Returns
-        -------
-        list of Overlap
-            One for each sample concerned, with its first overlap.
-        """
+        """Find the samples that share 13 words with an evaluation item, or repeat a shorter one from end to end."""
         return [overlap for sample in samples if (overlap := self._first(sample))]
 
     def _first(self, sample: Sample) -> Overlap | None:
@@ -252,58 +169,14 @@ class EvaluationIndex:
 
 
 def find_overlaps(calibration: Iterable[Sample], evaluation: Sequence[Sample]) -> list[Overlap]:
-    """Find the calibration samples that share 13 consecutive words with an evaluation item.
-
-    Parameters
-    ----------
-    calibration : iterable of Sample
-        What a model is to be calibrated on.
-    evaluation : sequence of Sample
-        What it will be scored on.
-
-    Returns
-    -------
-    list of Overlap
-        One for each calibration sample concerned; empty if the two are clean.
-
-    Examples
-    --------
-    >>> from cola_lib.data import Sample, find_overlaps
-    >>> question = "If three cats catch three mice in three minutes, how many cats catch ninety in ninety minutes?"
-    >>> mine = [Sample("page", "A riddle: " + question, "web"), Sample("other", "Still waters run deep.", "web")]
-    >>> pairs = find_overlaps(mine, [Sample("item", question, "exam")])
-    >>> [(pair.calibration_id, pair.evaluation_id) for pair in pairs]
-    [('page', 'item')]
-    """
+    """Find the calibration samples that share 13 consecutive words with an evaluation item."""
     return EvaluationIndex(evaluation).find(calibration)
 
 
 def check_no_overlap(
     calibration: Sequence[Sample], evaluation: Sequence[Sample] | EvaluationIndex, *, what: str
 ) -> None:
-    """Raise if calibration samples repeat evaluation items.
-
-    Parameters
-    ----------
-    calibration : sequence of Sample
-        What a model is to be calibrated on.
-    evaluation : sequence of Sample or EvaluationIndex
-        What it will be scored on.
-    what : str
-        Name of the calibration data, for the message.
-
-    Raises
-    ------
-    DataError
-        With both counts, and the first pair as an example.
-
-    Examples
-    --------
-    >>> from cola_lib.data import Sample, check_no_overlap
-    >>> mine = [Sample("1", "Still waters run deep.", "proverbs")]
-    >>> exam = [Sample("2", "Many hands make light work.", "exam")]
-    >>> check_no_overlap(mine, exam, what="proverbs")  # silent: they share nothing
-    """
+    """Raise if calibration samples repeat evaluation items."""
     index = evaluation if isinstance(evaluation, EvaluationIndex) else EvaluationIndex(evaluation)
     if found := index.find(calibration):
         first = found[0]

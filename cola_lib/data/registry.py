@@ -269,71 +269,17 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def is_packaged(name: str) -> bool:
-    """Say whether a source comes with the library, so that its halves are known to share no text.
-
-    Parameters
-    ----------
-    name : str
-        With or without filters.
-
-    Returns
-    -------
-    bool
-        False for what the user brings, by name, by path or as a registered source.
-
-    Examples
-    --------
-    >>> from cola_lib.data import is_packaged
-    >>> is_packaged("math:level=5"), is_packaged("notes.txt")
-    (True, False)
-    """
+    """Say whether a source comes with the library, so that its halves are known to share no text."""
     return name.split(":", 1)[0] in _PACKAGED_NAMES
 
 
 def source_names() -> list[str]:
-    """List the named sources.
-
-    Returns
-    -------
-    list of str
-        In the order of the table, then those that were registered.
-
-    Examples
-    --------
-    >>> from cola_lib.data import source_names
-    >>> source_names()[:3]
-    ['c4', 'wikipedia', 'stories']
-    """
+    """List the named sources."""
     return list(SOURCES)
 
 
 def source_info(name: str) -> SourceInfo:
-    """Describe a named source.
-
-    Parameters
-    ----------
-    name : str
-        With or without filters.
-
-    Returns
-    -------
-    SourceInfo
-        What it offers.
-
-    Raises
-    ------
-    UnknownNameError
-        If no source has that name.
-    DataError
-        If it is a folder, or a file of a kind that is not read.
-
-    Examples
-    --------
-    >>> from cola_lib.data import source_info
-    >>> info = source_info("math:level=5")
-    >>> info.domain, info.filters["level"]
-    ('math', ('1', '2', '3', '4', '5'))
-    """
+    """Describe a named source."""
     head = name.split(":", 1)[0]
     if head not in SOURCES and (problem := external.unread_path(name)):
         raise DataError(f"source {name!r} {problem}")
@@ -432,27 +378,7 @@ def load_samples(name: str, split: Split = "calibration") -> list[Sample]:
 
 
 def parse_filters(name: str, info: SourceInfo) -> dict[str, str]:
-    """Parse and check the ``key=value`` parts of a source name.
-
-    Parameters
-    ----------
-    name : str
-        The whole name.
-    info : SourceInfo
-        What the source offers.
-
-    Returns
-    -------
-    dict of str to str
-        Values still joined by commas.
-
-    Raises
-    ------
-    UnknownNameError
-        If a key or a value is unknown.
-    DataError
-        If a part is not ``key=value``, a key comes twice, or the source takes no filters.
-    """
+    """Parse and check the ``key=value`` parts of a source name."""
     found: dict[str, str] = {}
     for part_ in name.split(":")[1:]:
         key, equals, value = part_.partition("=")
@@ -516,13 +442,7 @@ def _half(name: str, split: Split) -> list[Sample]:
 
 
 def evaluation_index() -> EvaluationIndex:
-    """Index the evaluation items of every registered source, Python only for MBPP; takes seconds, once.
-
-    Returns
-    -------
-    EvaluationIndex
-        What a set that the user brings is compared with.
-    """
+    """Index the evaluation items of every registered source, Python only for MBPP; takes seconds, once."""
     return _index(tuple(name for name, info in SOURCES.items() if info.read and "evaluation" in info.splits))
 
 
@@ -532,14 +452,7 @@ def _index(scored: tuple[str, ...]) -> EvaluationIndex:
 
 
 def overlap_report() -> str:
-    """Compute which split keys of all packaged sources share text.
-
-    Returns
-    -------
-    str
-        Contents of ``overlap_groups.txt``, which the split reads. The packages are pinned, so it
-        changes only with them or with the readers; a test compares the two.
-    """
+    """Compute which split keys of all packaged sources share text."""
     samples = [sample for name in SOURCES for sample in _read(name)]
     fraction: dict[str, float] = {}
     for sample in samples:

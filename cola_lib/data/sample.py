@@ -12,24 +12,7 @@ from cola_lib.fingerprint import fingerprint
 
 
 def normalised(text: str) -> str:
-    r"""Fold case, Unicode form and white space, so that copies of a text compare equal.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        Its words in NFKC form and folded case, one blank between them.
-
-    Examples
-    --------
-    >>> from cola_lib.data.sample import normalised
-    >>> normalised("Still\n  Waters")
-    'still waters'
-    """
+    """Fold case, Unicode form and white space, so that copies of a text compare equal."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

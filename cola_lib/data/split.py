@@ -27,46 +27,20 @@ EVALUATION_ONLY = 1.0
 
 
 def position(key: str) -> float:
-    """Map a key to a number that looks uniform.
-
-    Parameters
-    ----------
-    key : str
-        Split key of a sample.
-
-    Returns
-    -------
-    float
-        In [0, 1), the same in every process and on every machine.
-    """
+    """Map a key to a number that looks uniform."""
     digest = hashlib.sha256(f"{SALT}\x1f{key}".encode("utf-8", "surrogatepass")).digest()
     # 53 bits fit a float exactly; more could round up to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def side(key: str, fraction: float) -> Literal["calibration", "evaluation"]:
-    """Decide which half a key belongs to.
-
-    Parameters
-    ----------
-    key : str
-        Split key of a sample.
-    fraction : float
-        Expected part of all keys that goes to evaluation, 0 to 1.
-    """
+    """Decide which half a key belongs to."""
     return "evaluation" if position(key) < fraction else "calibration"
 
 
 @functools.cache
 def overlap_groups() -> dict[str, tuple[str, float]]:
-    """Read which split keys of the packaged sources share text, and so must stay together.
-
-    Returns
-    -------
-    dict of str to (str, float)
-        For each key in a group: the key that decides for the group, and the largest evaluation
-        fraction among its members' sources. Made by :func:`cola_lib.data.registry.overlap_report`.
-    """
+    """Read which split keys of the packaged sources share text, and so must stay together."""
     text = resources.files("cola_lib.data").joinpath("overlap_groups.txt").read_text(encoding="utf-8")
     groups: dict[str, tuple[str, float]] = {}
     for line in text.splitlines():
@@ -78,22 +52,7 @@ def overlap_groups() -> dict[str, tuple[str, float]]:
 
 
 def part(samples: Iterable[Sample], split: Split, fraction: float) -> list[Sample]:
-    """Keep the samples on one side of the split.
-
-    Parameters
-    ----------
-    samples : iterable of Sample
-        All samples of a packaged source.
-    split : {"calibration", "evaluation", "all"}
-        The side.
-    fraction : float
-        Evaluation fraction of the source.
-
-    Returns
-    -------
-    list of Sample
-        In the given order.
-    """
+    """Keep the samples on one side of the split."""
     if split == "all":
         return list(samples)
     groups = overlap_groups()

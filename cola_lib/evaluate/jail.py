@@ -150,10 +150,7 @@ def _restrict_mount(target: str, attributes: int, *, recursive: bool) -> None:
 
 
 def leave_namespaces(root: bool) -> None:
-    """Go to new namespaces: mounts, network, shared memory, and process ids for what is forked.
-
-    An ordinary user needs a user namespace for that, in which it maps to one ordinary user.
-    """
+    """Go to new namespaces: mounts, network, shared memory, and process ids for what is forked."""
     flags = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWPID
     if root:
         _call("unshare", libc.unshare(flags))
@@ -170,10 +167,7 @@ def leave_namespaces(root: bool) -> None:
 
 
 def unused_id() -> int:
-    """Choose an id at the end of those that there are here, another one for each process that runs now.
-
-    A user of its own has no files, and its processes are all that count against its limit of processes.
-    """
+    """Choose an id at the end of those that there are here, another one for each process that runs now."""
     with open("/proc/self/uid_map") as file:
         first, _, length = map(int, file.read().split()[-3:])
     chosen = first + length - 1 - os.getpid() % min(length, 2**22)

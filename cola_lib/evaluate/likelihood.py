@@ -44,21 +44,7 @@ LAUNCH_SHARE = 1 / 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that run together.
-
-    Parameters
-    ----------
-    input_ids, positions, branch : Tensor of shape (n_rows, width), int64
-        Token ids, positions, and the branch of each token: -1 shared, -2 padding.
-    where : Tensor of shape (n_scored,), int64
-        Index, into the flattened rows, of each hidden state that predicts a scored token.
-    target : Tensor of shape (n_scored,), int64
-        The token predicted there.
-    requests : tuple of Request
-        In the order of their scored tokens: ``where`` holds ``n_scored`` entries for each.
-    branched : bool
-        Whether a row has more than one branch, so that plain causal attention would be wrong.
-    """
+    """Rows that run together."""
 
     input_ids: Tensor
     positions: Tensor
@@ -71,23 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the untouched model thinks before the tokens at which distributions are compared.
-
-    Parameters
-    ----------
-    hidden : dict of Request to Tensor of shape (n_compared, d_model)
-        The decoder's output at every :data:`JS_STRIDE`-th predicted token of each gold continuation.
-    head : Tensor of shape (vocabulary, d_model)
-        Weight of the head that turns it into logits.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import EvalItem, Suite, reference_of
-    >>> from cola_lib.models import tiny_model
-    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
-    >>> reference_of(tiny_model(), suite).head.shape
-    torch.Size([264, 32])
-    """
+    """What the untouched model thinks before the tokens at which distributions are compared."""
 
     hidden: dict[Request, Tensor]
     head: Tensor
@@ -113,36 +83,7 @@ def _computing_in(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator
 def reference_of(
     lm: LanguageModel, suite: Suite, *, dtype: torch.dtype | None = None, batch_tokens: int | None = None
 ) -> Reference:
-    """Keep what :func:`evaluate` needs to compare another model's distributions with this one's.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model.
-    suite : Suite
-        The items; only their gold continuations are run.
-    dtype, batch_tokens
-        As in :func:`evaluate`, which must be given the same ``dtype``.
-
-    Returns
-    -------
-    Reference
-        About 3 MB for a suite of 12,000 tokens and the embedded model: hidden states, whose logits are computed again
-        when they are needed.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.evaluate import EvalItem, Suite, evaluate, reference_of
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
-    >>> reference = reference_of(lm, suite)
-    >>> _ = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
-    >>> scores = evaluate(lm, suite, reference=reference, progress=False)
-    >>> 0 < scores["js_divergence"].item() < 1
-    True
-    """
+    """Keep what :func:`evaluate` needs to compare another model's distributions with this one's."""
     gold = [[item.requests(lm.tokenizer)[item.gold]] for item in suite.items]
     rows = list(_rows(gold, suite.items, lm.model))
     budget = batch_tokens or BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
@@ -312,18 +253,6 @@ def _batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[list[Row]]:
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, int]]:
     """Cut a descending list of lengths into batches at the least cost.
 
-    Parameters
-    ----------
-    lengths : sequence of int
-        Tokens of each row, longest first.
-    batch_tokens : int
-        Upper bound on rows times width. A row that is longer than this runs alone.
-
-    Returns
-    -------
-    list of (int, int)
-        Start and stop of each batch.
-
     Notes
     -----
     The cost of a batch is its padded size plus a fixed share of a full one (:data:`LAUNCH_SHARE`), so a
@@ -387,12 +316,7 @@ def _collate(rows: Sequence[Row], device: torch.device) -> Batch:
 
 
 def _attention(batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Build the attention mask: which tokens a token may look at.
-
-    Plain rows give the usual mask of shape (n_rows, width). Branched rows give an additive one of shape
-    (n_rows, 1, width, width): causal, and among branches only one's own. Padding looks at the shared tokens,
-    since a token that may look at nothing turns into NaN in some kernels; no real token looks at padding.
-    """
+    """Build the attention mask: which tokens a token may look at."""
     if not batch.branched:
         return (batch.branch != -2).long()
     key, query = batch.branch[:, None, :], batch.branch[:, :, None]
@@ -414,15 +338,7 @@ def _decode(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 class Head:
-    """The language-model head, applied to chosen hidden states only.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Its output embeddings, and what its config says happens to the logits afterwards.
-    logit_bytes : int
-        Bound on the float32 logits that exist at one time.
-    """
+    """The language-model head, applied to chosen hidden states only."""
 
     def __init__(self, model: PreTrainedModel, logit_bytes: int) -> None:
         self._head: nn.Module = model.get_output_embeddings()
@@ -443,22 +359,7 @@ class Head:
         return self._head.get_parameter("weight")
 
     def predict(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict tokens from hidden states.
-
-        Parameters
-        ----------
-        hidden : Tensor of shape (n, d_model)
-            The decoder's output.
-        target : Tensor of shape (n,), int64
-            The tokens that come.
-
-        Returns
-        -------
-        nll, confidence : Tensor of shape (n,), float32
-            Negative log-likelihood of the target in nats, and probability of the most likely token.
-        hit : Tensor of shape (n,), bool
-            Whether the target is the most likely token.
-        """
+        """Predict tokens from hidden states."""
         parts = []
         for states, tokens in zip(hidden.split(self._rows), target.split(self._rows), strict=True):
             logits = self.logits(states)
@@ -470,13 +371,7 @@ class Head:
         return nll, confidence, hit
 
     def js_divergence(self, hidden: Tensor, other: Tensor) -> Tensor:
-        """Jensen–Shannon divergence between next-token distributions, in bits, of shape (n,).
-
-        Parameters
-        ----------
-        hidden, other : Tensor of shape (n, d_model)
-            What the two decoders say before the same tokens.
-        """
+        """Jensen–Shannon divergence between next-token distributions, in bits, of shape (n,)."""
         parts = []
         for one, two in zip(hidden.split(self._rows), other.split(self._rows), strict=True):
             log_p, log_q = self.logits(one).log_softmax(-1), self.logits(two).log_softmax(-1)

@@ -19,40 +19,7 @@ from cola_lib.models import LanguageModel
 def row_nll(
     lm: LanguageModel, rows: CalibrationSet, *, batch_tokens: int | None = None, progress: bool = True
 ) -> Tensor:
-    """Mean negative log-likelihood of the tokens of each row.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        Left as it is.
-    rows : CalibrationSet
-        Of at least two tokens each: the first one is given, the others are predicted.
-    batch_tokens : int, optional
-        Positions run at a time. Default: as for an evaluation on the device.
-    progress : bool
-        Show a progress bar over tokens.
-
-    Returns
-    -------
-    Tensor of shape (n_rows,), float32
-        In nats per token; its exponential is the row's perplexity.
-
-    Raises
-    ------
-    DataError
-        If a row has one token only.
-    NumericsError
-        If a logit that matters is NaN or infinite.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.evaluate import row_nll
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> row_nll(lm, random_tokens_set(lm.tokenizer, 3, 16), progress=False).shape
-    torch.Size([3])
-    """
+    """Mean negative log-likelihood of the tokens of each row."""
     kind = lm.device.type
     head = Head(lm.model, LOGIT_BYTES.get(kind, LOGIT_BYTES["cuda"]))
     budget = batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cuda"])

@@ -18,21 +18,7 @@ from cola_lib.errors import DataError, SpecError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A token sequence whose last tokens are scored given all before them.
-
-    Parameters
-    ----------
-    ids : tuple of int
-        Context and continuation. The decoder is fed all but the last.
-    n_scored : int
-        How many tokens at the end are the continuation.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate.requests import Request
-    >>> Request(ids=(5, 6, 7, 8), n_scored=2).fed
-    (5, 6, 7)
-    """
+    """A token sequence whose last tokens are scored given all before them."""
 
     ids: tuple[int, ...]
     n_scored: int
@@ -45,25 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Requests that share their first tokens, laid out as one sequence.
-
-    Parameters
-    ----------
-    shared : tuple of int
-        Tokens that every request of the row begins with.
-    branches : tuple of tuple of int
-        For each request, the fed tokens that follow the shared ones; may be empty.
-    requests : tuple of Request
-        Aligned with ``branches``.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import rows_of
-    >>> from cola_lib.evaluate.requests import Request
-    >>> (row,) = rows_of([Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5, 6), 2)])
-    >>> row.shared, row.n_tokens
-    ((1, 2, 3), 4)
-    """
+    """Requests that share their first tokens, laid out as one sequence."""
 
     shared: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
@@ -80,18 +48,7 @@ class Row:
         return len(self.shared) + max(map(len, self.branches))
 
     def scored(self, request: int) -> list[tuple[int, int]]:
-        """Where a request's continuation is predicted.
-
-        Parameters
-        ----------
-        request : int
-            Index into ``requests``.
-
-        Returns
-        -------
-        list of (int, int)
-            Index into the row of the token whose hidden state predicts, and the token id predicted.
-        """
+        """Where a request's continuation is predicted."""
         ids, n_scored = self.requests[request].ids, self.requests[request].n_scored
         offset = sum(map(len, self.branches[:request]))  # tokens of other branches in between
 
@@ -123,57 +80,13 @@ def _start(tokenizer: PreTrainedTokenizerBase, *, empty_context: bool) -> list[i
 
 
 def split_spaces(context: str, continuation: str) -> tuple[str, str]:
-    """Move white space at the end of the context to the front of the continuation.
-
-    Tokenizers attach a blank to the word after it, so a context that ends in one would be cut inside
-    a token. This is the rule of lm-eval's ``_encode_pair``.
-
-    Parameters
-    ----------
-    context, continuation : str
-        The text as the task words it.
-
-    Returns
-    -------
-    context, continuation : str
-        Same text, cut before the white space.
-    """
+    """Move white space at the end of the context to the front of the continuation."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 
 
 def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> Request:
-    """Tokenize a context with its continuation as one text.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        Any; a BOS token is put in front if the tokenizer does so by itself.
-    context : str
-        May be empty: then the first token is scored given BOS (or EOS, if there is no BOS).
-    continuation : str
-        Must not be empty.
-
-    Returns
-    -------
-    Request
-        The context's tokens, then what remains of the whole text's after as many as those: lm-eval's rule.
-
-    Raises
-    ------
-    DataError
-        If no token is left to be scored.
-    SpecError
-        If the context is empty and the tokenizer has neither BOS nor EOS.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate.requests import encode_request
-    >>> from cola_lib.models import byte_tokenizer
-    >>> request = encode_request(byte_tokenizer(), "Still waters", " run")
-    >>> len(request.ids), request.n_scored
-    (16, 4)
-    """
+    """Tokenize a context with its continuation as one text."""
     context, continuation = split_spaces(context, continuation)
     start = _start(tokenizer, empty_context=not context)
     before = _encode(tokenizer, context) if context else []
@@ -187,28 +100,7 @@ def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, continuatio
 
 
 def rows_of(requests: Sequence[Request], *, share: bool = True) -> list[Row]:
-    """Lay requests out as rows, each shared token once.
-
-    Parameters
-    ----------
-    requests : sequence of Request
-        Those of one item, without duplicates.
-    share : bool
-        False gives one row per request.
-
-    Returns
-    -------
-    list of Row
-        One row when they are shared. Requests that have no first token in common stay apart.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import rows_of
-    >>> from cola_lib.evaluate.requests import Request
-    >>> two = [Request((1, 2, 3, 4), 1), Request((1, 2, 3, 5), 1)]
-    >>> len(rows_of(two)), len(rows_of(two, share=False))
-    (1, 2)
-    """
+    """Lay requests out as rows, each shared token once."""
     if not share or len(requests) == 1:
         return [Row(r.fed, ((),), (r,)) for r in requests]
     fed = [request.fed for request in requests]

@@ -54,21 +54,6 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 class Limits:
     """What a program may use.
 
-    Parameters
-    ----------
-    cpu_seconds : int
-        Processor time of each process.
-    wall_seconds : float
-        From its first instruction; it bounds programs that wait.
-    memory_bytes : int
-        Address space of each process.
-    processes : int
-        At one time, threads included.
-    file_bytes, disk_bytes : int
-        Size of a file, and of all files together.
-    output_bytes : int
-        Standard output and standard error together.
-
     Notes
     -----
     The metric ``code_eval`` gives a program 3 seconds of wall time and no other limit. Processor time does not fail a
@@ -91,19 +76,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CodeRun:
-    """What became of a program.
-
-    Parameters
-    ----------
-    outcome : {"passed", "failed", "timeout", "output"}
-        ``passed`` if the end of the program was reached within all limits.
-    output : str
-        The start of what it wrote, cut at the limit.
-    exit_code : int
-        Of its process; minus the signal's number if it was killed.
-    seconds, cpu_seconds : float
-        Wall time, and processor time of its process and what it waited for.
-    """
+    """What became of a program."""
 
     outcome: Outcome
     output: str
@@ -118,20 +91,7 @@ class CodeRun:
 
 
 def require_permission(allow_code_execution: bool, what: str) -> None:
-    """Refuse to run generated code unless the caller has asked for it.
-
-    Parameters
-    ----------
-    allow_code_execution : bool
-        Whether it has.
-    what : str
-        What needs it, for the message.
-
-    Raises
-    ------
-    SandboxError
-        If it has not.
-    """
+    """Refuse to run generated code unless the caller has asked for it."""
     if not allow_code_execution:
         raise SandboxError(
             f"{what} runs code that the model writes. If that is what you want, add {FLAG} "
@@ -140,26 +100,7 @@ def require_permission(allow_code_execution: bool, what: str) -> None:
 
 
 def run_code(program: str, *, allow_code_execution: bool = False, limits: Limits | None = None) -> CodeRun:
-    """Run a Python program in the sandbox.
-
-    Parameters
-    ----------
-    program : str
-        Source code, run by the interpreter that runs this library, with its standard library only.
-    allow_code_execution : bool
-        Must be true.
-    limits : Limits, optional
-        What the program may use.
-
-    Returns
-    -------
-    CodeRun
-
-    Raises
-    ------
-    SandboxError
-        If execution is not allowed, or the program cannot be contained here; it has not run then.
-    """
+    """Run a Python program in the sandbox."""
     require_permission(allow_code_execution, "this")
     if sys.platform != "linux":
         raise SandboxError(
@@ -268,13 +209,7 @@ def _judge(found: dict, output: str, too_much: bool) -> CodeRun:
 
 
 def check_sandbox() -> None:
-    """Run a program that does nothing, so that a machine that cannot contain one is found out early.
-
-    Raises
-    ------
-    SandboxError
-        If nothing can be contained here, or what is contained does not run.
-    """
+    """Run a program that does nothing, so that a machine that cannot contain one is found out early."""
     found = run_code("pass", allow_code_execution=True)
     if not found.passed:
         raise SandboxError(

@@ -14,29 +14,7 @@ _ORDER = ("item", "capability", "task", "nll", "n_bytes", "n_tokens", "bits_per_
 
 
 def with_derived(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add what follows from the likelihood of every choice.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        With columns ``gold`` (index of the right choice), ``choice_nll`` (tuple of nats) and ``choice_bytes``
-        (tuple of int).
-
-    Returns
-    -------
-    pandas.DataFrame
-        With ``nll`` and ``n_bytes`` of the gold choice, ``bits_per_byte`` (``nll / log(2) / n_bytes``) and
-        ``correct`` (nullable boolean, missing for items without a choice). A choice is right if the gold
-        continuation has the lowest nll per byte; of equals the first counts.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.evaluate import with_derived
-    >>> scores = pd.DataFrame({"gold": [0], "choice_nll": [(2.0, 9.0)], "choice_bytes": [(4, 5)]})
-    >>> with_derived(scores)[["nll", "n_bytes", "correct"]].to_dict("records")
-    [{'nll': 2.0, 'n_bytes': 4, 'correct': True}]
-    """
+    """Add what follows from the likelihood of every choice."""
     choices = list(zip(scores["choice_nll"], scores["choice_bytes"], scores["gold"], strict=True))
     nll = np.array([nll[gold] for nll, _, gold in choices], dtype=np.float64)
     n_bytes = np.array([n_bytes[gold] for _, n_bytes, gold in choices], dtype=np.int64)

@@ -44,36 +44,7 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class EvalItem:
-    """A context, the continuations offered, and which of them is right.
-
-    Parameters
-    ----------
-    id : str
-        Unique in a suite and stable: it depends on the item's content.
-    capability, task : str
-        Where it is reported.
-    context : str or tuple of str
-        One for all continuations, or one for each (WinoGrande fills the blank in the context).
-    continuations : tuple of str
-        One for plain text and solutions, several for multiple choice.
-    gold : int
-        Index of the right continuation.
-
-    Raises
-    ------
-    DataError
-        If contexts and continuations do not pair up, a continuation is empty, or ``gold`` is out of range.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import EvalItem
-    >>> from cola_lib.models import byte_tokenizer
-    >>> item = EvalItem("1", "commonsense", "riddles", "Still waters run", (" deep.", " fast."), gold=0)
-    >>> item.pairs[1]
-    ('Still waters run', ' fast.')
-    >>> [request.n_scored for request in item.requests(byte_tokenizer())]
-    [6, 6]
-    """
+    """A context, the continuations offered, and which of them is right."""
 
     id: str
     capability: str
@@ -100,41 +71,13 @@ class EvalItem:
         return tuple(zip(contexts, self.continuations, strict=True))
 
     def requests(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Request, ...]:
-        """Tokenize each choice.
-
-        Parameters
-        ----------
-        tokenizer : PreTrainedTokenizerBase
-            The evaluated model's.
-        """
+        """Tokenize each choice."""
         return tuple(encode_request(tokenizer, *pair) for pair in self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskCount:
-    """What a suite took from a task, and what it had to leave out.
-
-    Parameters
-    ----------
-    task, capability : str
-        Names.
-    available : int
-        Evaluation items of the task's source.
-    items : int
-        Those in the suite.
-    tokens : int
-        Tokens that must be run to score them.
-    bytes : int
-        UTF-8 bytes of their gold continuations, which bits per byte divides by.
-    too_long, too_short : int
-        Items that were met on the way and left out.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import TaskCount
-    >>> TaskCount("gsm8k", "math", available=624, items=10, tokens=1900).too_long
-    0
-    """
+    """What a suite took from a task, and what it had to leave out."""
 
     task: str
     capability: str
@@ -201,21 +144,7 @@ Format = Callable[[Sample, PreTrainedTokenizerBase], Worded | None]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Where a task's items come from; how they are worded follows from it, see :data:`FORMATS`.
-
-    Parameters
-    ----------
-    name, capability : str
-        Names.
-    source : str
-        For :func:`cola_lib.data.load_samples`.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate.suite import TASKS
-    >>> next(task for task in TASKS if task.capability == "math")
-    Task(name='gsm8k', capability='math', source='gsm8k')
-    """
+    """Where a task's items come from; how they are worded follows from it, see :data:`FORMATS`."""
 
     name: str
     capability: str
@@ -451,43 +380,6 @@ def source_suite(
 ) -> Suite:
     """Draw a fixed sample of items from the evaluation half of each source.
 
-    With it, "calibrated on one language, scored on another" is a matter of names: the same grammar says what
-    a model is calibrated on and what it is scored on, and the split keeps the two apart.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        Of the model that will be evaluated; it decides how long an item is.
-    sources : mapping of str to str
-        Under which name items are reported (as ``capability`` and as ``task``), and the source that they come
-        from, as :func:`cola_lib.data.load_samples` takes it: ``{"de": "multilingual:language=de", "level 5":
-        "math:level=5"}``. How items are worded follows from the source, see :data:`FORMATS`.
-    tokens_per_source : int
-        Budget of *all* tokens that have to be run, context included. A context that several choices share
-        counts once.
-    seed : int
-        Of the sample. The same seed and budget give the same items; a smaller budget gives the first
-        items of a larger one. What one source gives does not depend on the others.
-    choices : {"all", "gold"}
-        As in :func:`capability_suite`.
-    max_length : int
-        Items with a request of more tokens are left out, and counted in ``Suite.counts``.
-    name : str
-        For labels; not part of the fingerprint.
-
-    Returns
-    -------
-    Suite
-        Source by source, in the order of ``sources``.
-
-    Raises
-    ------
-    UnknownNameError
-        If a source, a filter or a value is not known.
-    DataError
-        If there is no source, a source has no evaluation half, or the budget or the source ends before two
-        of its samples have given an item.
-
     Notes
     -----
     Documents of text corpora are scored in windows of :data:`WINDOW_TOKENS` tokens, as in
@@ -497,14 +389,6 @@ def source_suite(
     document's with ``+1``, ``+2``. Windows of one document are separate items, but not independent evidence:
     an interval over items that include such windows speaks of these documents, and is too narrow for
     a claim about the language at large.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import source_suite
-    >>> from cola_lib.models import byte_tokenizer
-    >>> suite = source_suite(byte_tokenizer(), {"sums": "gsm8k"}, tokens_per_source=2000)
-    >>> {(item.capability, item.task) for item in suite.items}
-    {('sums', 'sums')}
     """
     _check_names("items", choices)
     if not sources:
@@ -545,11 +429,7 @@ def _fill(
     balance: Balance = "items",
     least: int = 1,
 ) -> _Filled:
-    """Take items from the task that has the least so far, until the next one would not fit.
-
-    Stopping there, instead of looking for a smaller item, is what makes a small budget's items the first of
-    a large one's, and keeps long items from being passed over.
-    """
+    """Take items from the task that has the least so far, until the next one would not fit."""
     items: list[EvalItem] = []
     spent = 0
     waiting = list(queues)
@@ -601,10 +481,7 @@ def _check_every_task(
 
 
 class _Queue(Iterator[tuple[EvalItem, int]]):
-    """A task's usable items in the order of a seeded hash, tokenized only when their turn comes.
-
-    If it is ``continued``, what follows the first window of each document comes after all documents.
-    """
+    """A task's usable items in the order of a seeded hash, tokenized only when their turn comes."""
 
     def __init__(
         self,

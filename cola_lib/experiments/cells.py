@@ -25,36 +25,7 @@ Label = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class CellKey:
-    """What decides a cell's numbers. Build it with :func:`cell_key`, which leaves out what does not matter.
-
-    Parameters
-    ----------
-    model : str
-        Fingerprint of the untouched model.
-    suite : str
-        Fingerprint of the suite.
-    spec : mapping or None
-        The method's ``spec.key()``; ``None`` for the dense model.
-    calibration : str or None
-        Fingerprint of the calibration set; ``None`` where the method reads none.
-    propagate : str or None
-        What the blocks after a compressed one read; ``None`` where the method reads no data.
-    revisions : mapping of str to int
-        Of the algorithms that are in neither of the fingerprints above.
-    targets : mapping of str to str or None
-        Fingerprint of the inputs of each target on which the layers' errors were measured; ``None`` without.
-    eval_dtype : str or None
-        Data type of the evaluation; ``None`` for the model's own.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.experiments import cell_key
-    >>> spec = method_spec("rtn", bits=3)
-    >>> key = cell_key(model="m", suite="s", spec=spec.key(), calibrated=spec.calibrated, calibration="not read")
-    >>> key.calibration is None, len(key.fingerprint)
-    (True, 20)
-    """
+    """What decides a cell's numbers. Build it with :func:`cell_key`, which leaves out what does not matter."""
 
     model: str
     suite: str
@@ -206,13 +177,7 @@ class CellResult:
 
 
 def result_to_plain(result: CellResult) -> dict[str, Any]:
-    """Reduce a result to what JSON can hold; derived columns are left out.
-
-    Parameters
-    ----------
-    result : CellResult
-        Any.
-    """
+    """Reduce a result to what JSON can hold; derived columns are left out."""
     scores = result.scores.drop(columns=list(DERIVED), errors="ignore")
     return {
         "key": asdict(result.key),
@@ -227,18 +192,7 @@ def result_to_plain(result: CellResult) -> dict[str, Any]:
 
 
 def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
-    """Rebuild a result.
-
-    Parameters
-    ----------
-    plain : mapping
-        From :func:`result_to_plain`, possibly by way of JSON.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If ``plain`` is something else.
-    """
+    """Rebuild a result."""
     for name, kind in _PLAIN.items():
         if not isinstance(plain[name], kind):
             raise TypeError(f"{name} is a {type(plain[name]).__name__}")
@@ -253,24 +207,12 @@ def result_from_plain(plain: Mapping[str, Any]) -> CellResult:
 
 
 def plain_text(plain: Any) -> str:
-    """Write plain data as JSON, always in the same way.
-
-    Parameters
-    ----------
-    plain : mapping, sequence, str, number, bool or None
-        NumPy's numbers count as numbers.
-    """
+    """Write plain data as JSON, always in the same way."""
     return json.dumps(plain, separators=(",", ":"), default=_number)
 
 
 def text_digest(text: str) -> str:
-    """Checksum of a text: its SHA-256 in hexadecimal.
-
-    Parameters
-    ----------
-    text : str
-        Any.
-    """
+    """Checksum of a text: its SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -302,19 +244,7 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of Python and the packages whose arithmetic a result rests on, and which product they used.
-
-    Returns
-    -------
-    dict of str to str
-        By package.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import current_versions
-    >>> {"python", "torch"} <= current_versions().keys()
-    True
-    """
+    """Versions of Python and the packages whose arithmetic a result rests on, and which product they used."""
     names = ("cola-lib", "numpy", "torch", "transformers")
     versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
     return versions | {"float32 products": measured_products().backend}

@@ -28,30 +28,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of a task.
-
-    Parameters
-    ----------
-    task : SetTask
-        Which.
-    cells : mapping of str to mapping
-        Labels of its cells that are in the store now, by their names there.
-    n_read, n_computed : int
-        How many of them were there before, and how many were computed for it.
-    failures : tuple of str
-        For each cell that cannot be computed, which and why.
-    seconds : float
-        Wall time.
-    device : str
-        Where.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments.sweep import SetTask
-    >>> from cola_lib.experiments.engines import TaskResult
-    >>> TaskResult(SetTask("smollm2-135m", 8, 256), failures=("gptq 3-bit: singular",)).n_computed
-    0
-    """
+    """What became of a task."""
 
     task: SetTask
     cells: Mapping[str, Mapping[str, Label]] = field(default_factory=dict)
@@ -64,26 +41,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What became of a sweep.
-
-    Parameters
-    ----------
-    store : ResultStore
-        That holds its cells.
-    tasks : tuple of TaskResult
-        In the order of the sweep.
-    seconds : float
-        Wall time.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import ResultStore, SweepResult
-    >>> from cola_lib.experiments.sweep import SetTask
-    >>> from cola_lib.experiments.engines import TaskResult
-    >>> done = TaskResult(SetTask("smollm2-135m", 8, 256), n_read=1, n_computed=2)
-    >>> SweepResult(ResultStore("results"), (done,), seconds=3.5).n_computed
-    2
-    """
+    """What became of a sweep."""
 
     store: ResultStore
     tasks: tuple[TaskResult, ...]
@@ -116,50 +74,14 @@ class SweepResult:
 
 
 class Worker:
-    """Computes tasks of a sweep, and keeps the last task's model.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        Whose tasks they are.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import Sweep, Worker
-    >>> from cola_lib.models import tiny_model
-    >>> tiny_model().save("tiny")
-    >>> sweep = Sweep(
-    ...     models=("tiny",),
-    ...     sources=("random tokens",),
-    ...     methods=({"method": "wanda"},),
-    ...     draws=1,
-    ...     n_samples=2,
-    ...     seq_len=16,
-    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
-    ... )
-    >>> worker = Worker(sweep)
-    >>> [worker.run(task).n_computed for task in sweep.tasks()]
-    [1, 1]
-    """
+    """Computes tasks of a sweep, and keeps the last task's model."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._kept: Experiment | None = None
 
     def run(self, task: SetTask) -> TaskResult:
-        """Read the cells of a task, and compute those that are missing.
-
-        Parameters
-        ----------
-        task : SetTask
-            Of the sweep.
-
-        Raises
-        ------
-        ColaError
-            If something is wrong that other tasks will meet too. What concerns a cell alone, such as a matrix that
-            stays singular or a source with too few texts, is told in the result, and the other cells are computed.
-        """
+        """Read the cells of a task, and compute those that are missing."""
         began = time.perf_counter()
         experiment = self._experiment(task)
         experiment.workspace.forget_set()
@@ -193,13 +115,7 @@ class Worker:
         )
 
     def look(self, task: SetTask) -> tuple[int, int]:
-        """Count the cells of a task and those of them that are stored, and compute none.
-
-        Parameters
-        ----------
-        task : SetTask
-            Of the sweep. What a strategy has not chosen yet counts as missing.
-        """
+        """Count the cells of a task and those of them that are stored, and compute none."""
         experiment = self._experiment(task)
         if task.strategy is not None:
             chooser, options = self._sweep.choice(task)
@@ -242,53 +158,7 @@ def run_sweep(
     workers: int | None = None,
     progress: bool = True,
 ) -> SweepResult:
-    """Compute the cells of a sweep that are not in its store.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        From :func:`~cola_lib.experiments.read_sweep`.
-    engine : {"local", "ray"}
-        One task at a time in this process, or on a Ray cluster: see
-        :func:`~cola_lib.experiments.ray_engine.run_on_ray`.
-    address : str, optional
-        Of the cluster. Default: the one that ``RAY_ADDRESS`` names, or else one that is started on this machine.
-    workers : int, optional
-        How many work at a time on the cluster. Default: as many as it has room for now.
-    progress : bool
-        Show a bar over cells.
-
-    Returns
-    -------
-    SweepResult
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such engine.
-    SpecError
-        If an option is not for this engine, or Ray is asked for and not installed.
-    ColaError
-        Whatever stops a task: see :meth:`Worker.run`. The cells before it are kept.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import Sweep, run_sweep
-    >>> from cola_lib.models import tiny_model
-    >>> tiny_model().save("tiny")
-    >>> sweep = Sweep(
-    ...     models=("tiny",),
-    ...     sources=("random tokens",),
-    ...     methods=({"method": "wanda"},),
-    ...     draws=1,
-    ...     n_samples=2,
-    ...     seq_len=16,
-    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
-    ... )
-    >>> first, again = (run_sweep(sweep, progress=False) for _ in range(2))
-    >>> (first.n_computed, first.n_read), (again.n_computed, again.n_read)
-    ((2, 0), (0, 2))
-    """
+    """Compute the cells of a sweep that are not in its store."""
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     if engine == "local" and not (address is None and workers is None):
@@ -317,37 +187,7 @@ def _results(
 
 
 def look_at_sweep(sweep: Sweep, *, progress: bool = True) -> pd.DataFrame:
-    """Count the cells of a sweep that exist, and compute none.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        Any. Its models are loaded, since a cell is named by the weights.
-    progress : bool
-        Show a bar over calibration sets.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per task: ``model``, ``set``, ``draw``, ``n_samples``, ``seq_len``, ``cells``, ``stored``, ``missing``.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import Sweep, look_at_sweep
-    >>> from cola_lib.models import tiny_model
-    >>> tiny_model().save("tiny")
-    >>> sweep = Sweep(
-    ...     models=("tiny",),
-    ...     sources=("random tokens",),
-    ...     methods=({"method": "wanda"},),
-    ...     draws=1,
-    ...     n_samples=2,
-    ...     seq_len=16,
-    ...     evaluate={"capabilities": ("language",), "tokens_per_capability": 4000},
-    ... )
-    >>> int(look_at_sweep(sweep, progress=False)["missing"].sum())
-    2
-    """
+    """Count the cells of a sweep that exist, and compute none."""
     worker, rows = Worker(sweep), []
     for task in tqdm(sweep.tasks(), unit="set", desc="sweep", disable=not progress):
         n_cells, n_stored = worker.look(task)

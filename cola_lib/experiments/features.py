@@ -28,17 +28,7 @@ NO_TARGET = ""
 
 
 def activation_key(lm: LanguageModel, calibration: CalibrationSet, targets: Mapping[str, CalibrationSet]) -> CellKey:
-    """Name the activation measures of a calibration set.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model.
-    calibration : CalibrationSet
-        What is measured.
-    targets : mapping of str to CalibrationSet
-        What it is compared with.
-    """
+    """Name the activation measures of a calibration set."""
     return CellKey(
         model=lm.fingerprint,
         suite="activations",
@@ -60,33 +50,7 @@ def run_activations(
     workspace: Workspace | None = None,
     progress: bool = True,
 ) -> GridResult:
-    """Measure calibration sets in activation space.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model; it is left as it is.
-    calibration_sets : sequence of CalibrationSet or callable
-        As in :func:`~cola_lib.experiments.run_grid`.
-    targets : mapping of str to CalibrationSet
-        Texts of each kind that the model will be used on.
-    store : ResultStore
-        Read first; what is computed is put there.
-    labels : sequence of mapping
-        For each set.
-    workspace : Workspace, optional
-        Shared with other grids on the model.
-    progress : bool
-        Show a bar over sets.
-
-    Returns
-    -------
-    GridResult
-        Its ``frame`` has, besides the labels and ``calibration``, the columns ``target`` (empty for a measure
-        of the set alone), ``feature``, ``block``, ``group`` and ``value`` of :func:`~cola_lib.activations.set_features`
-        and :func:`~cola_lib.activations.target_features`; and the feature ``"eigenvalue"``, whose ``rank`` counts
-        from 1, as a share of the trace.
-    """
+    """Measure calibration sets in activation space."""
     began, shared = time.perf_counter(), workspace or Workspace()
     measured = list(
         each_set(

@@ -92,39 +92,7 @@ def run_outside(
     workspace: Workspace | None = None,
     progress: bool = True,
 ) -> GridResult:
-    """Let llm-compressor compress the model on calibration sets, and evaluate what comes out.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model; it is left as it is.
-    calibration_sets : sequence of CalibrationSet or callable
-        As in :func:`~cola_lib.experiments.run_grid`; unweighted.
-    recipe : OutsideRecipe
-        What the tool does.
-    suite : Suite
-        What is measured.
-    store : ResultStore
-        Read first; what is computed is put there.
-    python : path
-        Interpreter of an environment that has the tool; needed only if something has to be computed.
-    labels : sequence of mapping
-        For each set.
-    workspace : Workspace, optional
-        Shared with other grids on the model.
-    progress : bool
-        Show a bar over sets.
-
-    Returns
-    -------
-    GridResult
-        As of our own methods, under the recipe's label. It has no layers.
-
-    Raises
-    ------
-    ColaError
-        If the interpreter is missing, or the tool fails; with the end of what it said.
-    """
+    """Let llm-compressor compress the model on calibration sets, and evaluate what comes out."""
     began, shared = time.perf_counter(), workspace or Workspace()
 
     def named(rows: CalibrationSet, own: Mapping[str, Label]) -> dict[str, Label]:
@@ -155,32 +123,7 @@ def run_outside(
 
 
 def outside_key(lm: LanguageModel, rows: CalibrationSet, recipe: OutsideRecipe, suite: Suite) -> CellKey:
-    """Name a result by everything that decides it.
-
-    Parameters
-    ----------
-    lm, rows, recipe, suite
-        As in :func:`run_outside`.
-
-    Returns
-    -------
-    CellKey
-        Of its cell.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.evaluate import EvalItem, Suite
-    >>> from cola_lib.experiments import OutsideRecipe
-    >>> from cola_lib.experiments.outside import outside_key
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
-    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
-    >>> keys = [outside_key(lm, rows, OutsideRecipe(bits=bits), suite) for bits in (3, 4)]
-    >>> keys[0].fingerprint != keys[1].fingerprint
-    True
-    """
+    """Name a result by everything that decides it."""
     return cell_key(
         model=lm.fingerprint,
         suite=suite.fingerprint,
@@ -228,22 +171,7 @@ def _compute(
 
 
 def run_llmcompressor(python: Path, base: Path, recipe: OutsideRecipe) -> None:
-    """Compress the checkpoint in ``model`` on the dataset in ``set``, and write the result to ``out``.
-
-    Parameters
-    ----------
-    python : Path
-        Interpreter of the tool's environment.
-    base : Path
-        Folder that has, and gets, these three.
-    recipe : OutsideRecipe
-        What the tool does.
-
-    Raises
-    ------
-    ColaError
-        If the tool fails; with the end of what it said.
-    """
+    """Compress the checkpoint in ``model`` on the dataset in ``set``, and write the result to ``out``."""
     folders = [str(base / name) for name in ("model", "set", "out")]
     command = [str(python.absolute()), str(SCRIPT), *folders, json.dumps(asdict(recipe))]
     # What this process imports from must not come first in the other environment.

@@ -15,15 +15,7 @@ from importlib.metadata import version
 
 
 def main(checkpoint: str, folder: str, out: str, recipe_text: str) -> None:
-    """Compress, and write ordinary weights.
-
-    Parameters
-    ----------
-    checkpoint, folder, out : str
-        Paths: the model, the set, and where the result goes.
-    recipe_text : str
-        JSON.
-    """
+    """Compress, and write ordinary weights."""
     import datasets
     import torch
     from llmcompressor import oneshot

@@ -20,19 +20,7 @@ MOST_CELLS, MOST_BYTES = 100_000, 2**32
 
 
 def write_packed(results: Sequence[CellResult]) -> bytes:
-    """Pack cells.
-
-    Parameters
-    ----------
-    results : sequence of CellResult
-        In the order to be kept.
-
-    Returns
-    -------
-    bytes
-        A Parquet file. Numbers with a fraction are float32; item ids, tasks and layer names are
-        dictionary-encoded; every cell has a checksum.
-    """
+    """Pack cells."""
     plain = [result_to_plain(result) for result in results]
     columns = {"about": pa.array([_about(cell) for cell in plain], pa.string())}
     for table in _TABLES:
@@ -53,18 +41,7 @@ def write_packed(results: Sequence[CellResult]) -> bytes:
 
 
 class PackedCells(Mapping[str, CellResult]):
-    """Cells of a packed file by their fingerprint; each is decoded when it is asked for.
-
-    Parameters
-    ----------
-    data : bytes
-        From :func:`write_packed`.
-
-    Raises
-    ------
-    OSError, KeyError, TypeError, ValueError
-        If the bytes are something else, or altered.
-    """
+    """Cells of a packed file by their fingerprint; each is decoded when it is asked for."""
 
     def __init__(self, data: bytes) -> None:
         try:

@@ -35,13 +35,7 @@ OBJECT_STORE = 200_000_000
 
 
 def load_ray() -> ModuleType:
-    """Import Ray, which is an optional extra, so that it tells nobody of it.
-
-    Raises
-    ------
-    SpecError
-        If it is not installed.
-    """
+    """Import Ray, which is an optional extra, so that it tells nobody of it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -52,24 +46,7 @@ def load_ray() -> ModuleType:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[ModuleType]:
-    """Have a connection to a Ray cluster; one that is there already is used, and left.
-
-    Parameters
-    ----------
-    address : str, optional
-        Of the cluster. Default: the one that ``RAY_ADDRESS`` names, or else one that is started on this machine and
-        ended afterwards.
-
-    Yields
-    ------
-    module
-        Ray.
-
-    Raises
-    ------
-    ClusterError
-        If the cluster cannot be reached.
-    """
+    """Have a connection to a Ray cluster; one that is there already is used, and left."""
     ray = load_ray()
     if ray.is_initialized():
         yield ray
@@ -102,31 +79,13 @@ def _check_reachable(address: str) -> None:
 
 
 class RayWorker:
-    """A :class:`Worker` inside a Ray actor.
-
-    Parameters
-    ----------
-    worker : type
-        Class of the worker.
-    sweep : Sweep
-        Whose tasks it computes.
-    folder : str
-        Where the sweep was started.
-    mark : str
-        That the store has.
-    """
+    """A :class:`Worker` inside a Ray actor."""
 
     def __init__(self, worker: type[Worker], sweep: Sweep, folder: str, mark: str) -> None:
         self._worker, self._sweep, self._folder, self._mark = worker(sweep), sweep, folder, mark
 
     def check(self) -> str:
-        """Make sure that this node can do the work, and give its name.
-
-        Raises
-        ------
-        StoreError
-            If it sees another store than the sweep's.
-        """
+        """Make sure that this node can do the work, and give its name."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -142,13 +101,7 @@ class RayWorker:
         return node
 
     def run(self, task: SetTask) -> TaskResult:
-        """Compute a task.
-
-        Parameters
-        ----------
-        task : SetTask
-            Of the sweep.
-        """
+        """Compute a task."""
         return self._worker.run(task)
 
 
@@ -161,40 +114,7 @@ def run_on_ray(
     worker: type[Worker] = Worker,
     patience: float = PATIENCE,
 ) -> Iterator[TaskResult]:
-    """Compute tasks on a Ray cluster.
-
-    Every worker is an actor with the sweep's ``resources``, which loads a model once and keeps it. It is given one task
-    at a time, preferably of the model and the draw that it had. When a worker is lost, with its node or alone, its task
-    goes to another one: what it had put in the store is read there, and the rest is computed. If there is room, a new
-    worker takes its place.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        Whose store all nodes must reach: a folder that they share, or a URL.
-    tasks : sequence of SetTask
-        What is to be done.
-    address, workers
-        As in :func:`~cola_lib.experiments.run_sweep`.
-    worker : type
-        Class of what computes, a :class:`~cola_lib.experiments.Worker`.
-    patience : float
-        Seconds to wait while no worker finds room.
-
-    Yields
-    ------
-    TaskResult
-        In the order in which they end.
-
-    Raises
-    ------
-    SpecError
-        If Ray is not installed.
-    ClusterError
-        If the cluster cannot be reached, or has no room for a worker, or a task has lost :data:`ATTEMPTS` workers.
-    ColaError
-        What a task raised. The others are stopped; their finished cells are kept.
-    """
+    """Compute tasks on a Ray cluster."""
     with connected(address) as ray:
         shared = _absolute(sweep)
         store = ResultStore(shared.store)
@@ -324,25 +244,13 @@ def _absolute(sweep: Sweep) -> Sweep:
 
 
 def demands(resources: Resources) -> dict[str, float]:
-    """Say what Ray is to reserve for a worker, by Ray's names.
-
-    Parameters
-    ----------
-    resources : Resources
-        Of one worker.
-    """
+    """Say what Ray is to reserve for a worker, by Ray's names."""
     given = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
     return {name: value for name, value in given.items() if value}
 
 
 def options(resources: Resources) -> dict[str, Any]:
-    """Say the same as :func:`demands`, as options of an actor.
-
-    Parameters
-    ----------
-    resources : Resources
-        Of one worker.
-    """
+    """Say the same as :func:`demands`, as options of an actor."""
     names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
     return {names[name]: value for name, value in demands(resources).items()}
 
@@ -358,25 +266,11 @@ def _nodes(ray: ModuleType) -> list[dict[str, float]]:
 
 
 def room(ray: ModuleType, resources: Resources) -> int:
-    """Count the workers that the cluster has room for.
-
-    Parameters
-    ----------
-    ray : module
-        Ray, connected.
-    resources : Resources
-        Of one worker.
-    """
+    """Count the workers that the cluster has room for."""
     wanted = demands(resources)
     return sum(int(min(node.get(kind, 0) // value for kind, value in wanted.items())) for node in _nodes(ray))
 
 
 def told(resources: dict[str, float]) -> str:
-    """Write demands as a reader would.
-
-    Parameters
-    ----------
-    resources : dict of str to float
-        By Ray's names.
-    """
+    """Write demands as a reader would."""
     return ", ".join(f"{value:g} {kind}" for kind, value in resources.items())

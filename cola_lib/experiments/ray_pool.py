@@ -42,45 +42,7 @@ def select_on_ray(
     address: str | None = None,
     workers: int | None = None,
 ) -> CalibrationSet:
-    """Choose from a large pool with many models at a time: the set that ``select_streaming`` chooses.
-
-    Shards are read by tasks, as many at a time as there are workers; their windows stream to actors that hold the
-    model, and the vectors, 256 bytes for each candidate, come back in the order of the pool. What is clustered, and
-    how, is :func:`~cola_lib.curation.select_streaming`'s own.
-
-    Parameters
-    ----------
-    model : str
-        Name or path, for :func:`~cola_lib.models.load_model` on every node.
-    tokenizer : PreTrainedTokenizerBase
-        The model's.
-    read : callable, or sequence of callable
-        The shards, as in :func:`~cola_lib.curation.select_streaming`. They are called on the nodes, once each, and once
-        more here for what was chosen, so they must be such as can be sent, and what they read be there.
-    n_samples, seq_len, seed, width, window
-        As in :func:`~cola_lib.curation.select_streaming`: the same values give the same set, on the same kind of
-        device with as many threads.
-    device : str
-        As for :func:`~cola_lib.models.load_model`.
-    resources : Resources, optional
-        Of one worker. Default: one core.
-    address, workers
-        As in :func:`~cola_lib.experiments.run_sweep`.
-
-    Returns
-    -------
-    CalibrationSet
-        In the order of the pool.
-
-    Raises
-    ------
-    SpecError
-        If Ray is not installed.
-    ClusterError
-        If the cluster cannot be reached, or has no room for a worker.
-    DataError
-        If there are fewer different candidates than rows.
-    """
+    """Choose from a large pool with many models at a time: the set that ``select_streaming`` chooses."""
     shards, resources = as_shards(read), resources or Resources()
     size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
     with connected(address) as ray:

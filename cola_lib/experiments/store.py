@@ -43,23 +43,7 @@ _NAME = re.compile(rf"([0-9a-f]{{{LENGTH}}})\.json\.gz")
 
 
 def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Find the file system of a store.
-
-    Parameters
-    ----------
-    url : str
-        A local folder, or any URL that fsspec knows.
-
-    Returns
-    -------
-    (AbstractFileSystem, str)
-        The file system, and the store's folder in it.
-
-    Raises
-    ------
-    StoreError
-        If the URL's protocol is not known, what it leads through is not there, or no file can have such a name.
-    """
+    """Find the file system of a store."""
     try:
         if b"\0" in os.fsencode(url):
             raise ValueError("a name holds no zero byte")
@@ -522,22 +506,7 @@ def _packed_errors(urls: str) -> Iterator[None]:
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write a file whole or not at all, with what is temporary beside it.
-
-    Parameters
-    ----------
-    fs : AbstractFileSystem
-        Where.
-    path : str
-        Of the file; its folder is made.
-    data : bytes
-        All of it.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written. What was there before is still there.
-    """
+    """Write a file whole or not at all, with what is temporary beside it."""
     if isinstance(fs, LocalFileSystem):
         _replace(Path(path), data)
         return

@@ -131,17 +131,7 @@ class _Checked(BaseModel):
 
 
 class Drawn(_Checked):
-    """Calibration sets of one source that are made in a way of their own.
-
-    Parameters
-    ----------
-    source : str or sequence of str
-        A source, or several to be mixed evenly.
-    n_samples, seq_len, layout
-        Instead of the sweep's.
-    format, segment_len, split_rows, repeat
-        As in :meth:`~cola_lib.experiments.Experiment.calibration`.
-    """
+    """Calibration sets of one source that are made in a way of their own."""
 
     source: Name | Annotated[tuple[Name, ...], Field(min_length=1)]
     n_samples: Positive | None = None
@@ -159,19 +149,7 @@ class Drawn(_Checked):
 
 
 class Choosing(_Checked):
-    """Strategies that choose calibration sets from a pool.
-
-    Parameters
-    ----------
-    choose : sequence of str or mapping
-        Names of strategies, or mappings such as ``{strategy: cola, domain: false}``.
-    pool : sequence of str
-        Sources that are chosen from.
-    targets : sequence of str
-        Deployments to choose for: ``general``, or names of the sweep's own targets.
-    limit : int, optional
-        Most samples of each source.
-    """
+    """Strategies that choose calibration sets from a pool."""
 
     choose: Annotated[tuple[Annotated[dict[str, Any], BeforeValidator(_strategy)], ...], Field(min_length=1)]
     pool: Names
@@ -180,23 +158,7 @@ class Choosing(_Checked):
 
 
 class Evaluation(_Checked):
-    """What is measured on every compressed model.
-
-    Parameters
-    ----------
-    capabilities : sequence of str
-        Of :data:`cola_lib.evaluate.CAPABILITIES` and :data:`cola_lib.evaluate.LINES`.
-    tokens_per_capability : int
-        Size of the evaluation, in tokens run.
-    balance : {"bytes", "items"}
-        How a capability's tasks share its tokens, as in :func:`cola_lib.evaluate.capability_suite`.
-    choices : {"all", "gold"}
-        ``"gold"`` scores the right answers alone: bits per byte at less cost, and no accuracy.
-    dtype : {"float32", "bfloat16", "float16"}, optional
-        Data type of the evaluation. Default: the model's own.
-    sources : mapping of str to str, optional
-        Instead of capabilities: for each name, the source whose evaluation half is scored under it.
-    """
+    """What is measured on every compressed model."""
 
     capabilities: Annotated[tuple[Annotated[str, BeforeValidator(_capability)], ...], Field(min_length=1)] = (
         CAPABILITIES
@@ -209,20 +171,7 @@ class Evaluation(_Checked):
 
 
 class Resources(_Checked):
-    """What one worker of a cluster takes up; it shapes no number.
-
-    Parameters
-    ----------
-    cpus : int
-        Cores, and threads of its arithmetic.
-    gpus : int
-        GPUs: 0 or 1, since a model is computed on one.
-    memory : int, optional
-        Bytes of main memory.
-    task_seconds : int
-        Longest time that one calibration set may take with all methods. A worker that takes longer is given up, and
-        another one goes on.
-    """
+    """What one worker of a cluster takes up; it shapes no number."""
 
     cpus: Positive = 1
     gpus: Literal[0, 1] = 0
@@ -233,65 +182,10 @@ class Resources(_Checked):
 class Sweep(_Checked):
     """A grid: models × calibration sets × methods, and what is measured.
 
-    Parameters
-    ----------
-    about : str
-        For readers.
-    models : sequence of str
-        Names or paths for :func:`~cola_lib.models.load_model`.
-    methods : sequence of mapping
-        Such as ``{method: gptq, bits: 3}``. One that reads no data is one cell a model.
-    sources : sequence of str, of sequences of str, or of mappings
-        Sources; several in one list are mixed evenly. A mapping, such as ``{source: c4, split_rows: 128}``, makes the
-        sets of a source in a way of its own, see :class:`Drawn`.
-    strategies : Choosing, optional
-        Strategies that choose sets, besides or instead of sources.
-    draws : int
-        Disjoint draws of every source or pool that are taken.
-    n_draws : int, optional
-        Into how many disjoint draws a source or pool is divided, which decides what each holds. Default: as many as are
-        taken.
-    n_samples, seq_len : int or sequence of int
-        Size of the sets; several of either are crossed.
-    layout : {"pack", "truncate", "pad"}
-        How samples become rows.
-    overlap : {"drop", "raise", "allow"}
-        What is done with samples of your own that repeat evaluation items.
-    seed : int
-        Of the order in which a source's samples are drawn.
-    propagate : {"original", "compressed"}
-        What the blocks after a compressed one read. With ``"original"`` one walk over a set serves all methods.
-    evaluate : Evaluation
-        What is measured.
-    targets : mapping of str to sequence of str, or sequence of str
-        For each target its sources, or names of :data:`cola_lib.data.TARGETS`: every layer's error is measured on
-        their texts, and strategies choose for them.
-    target_samples, target_texts : int
-        As in :class:`~cola_lib.experiments.Experiment`.
-    device : str
-        As for :func:`~cola_lib.models.load_model`.
-    store : str
-        Folder or fsspec URL of the results.
-    packed : sequence of str
-        Packed results below the store.
-    resources : Resources
-        Of one worker on a cluster.
-
-    See Also
-    --------
-    read_sweep : From a YAML file.
-
     Notes
     -----
     A set is walked by itself, also where another one's rows begin it, so that a cell's bits do not depend on what its
     worker did before.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import Sweep
-    >>> sweep = Sweep(sources=("c4", "math"), methods=({"method": "wanda"}, {"method": "rtn"}), draws=2)
-    >>> len(sweep.tasks()), sum(map(sweep.n_cells, sweep.tasks()))  # dense and rtn; wanda under two draws of each
-    (5, 6)
     """
 
     about: str = ""
@@ -379,23 +273,11 @@ class Sweep(_Checked):
         return tasks
 
     def n_cells(self, task: SetTask) -> int:
-        """How many cells a task has.
-
-        Parameters
-        ----------
-        task : SetTask
-            Of :meth:`tasks`.
-        """
+        """How many cells a task has."""
         return len(self.calibrated) if task.calibrated else 1 + len(self.uncalibrated)
 
     def experiment(self, model: str) -> Experiment:
-        """Make the experiment that computes the cells of one model.
-
-        Parameters
-        ----------
-        model : str
-            Of ``models``.
-        """
+        """Make the experiment that computes the cells of one model."""
         return Experiment(
             model=model,
             n_samples=self.n_samples[0],
@@ -418,28 +300,14 @@ class Sweep(_Checked):
         )
 
     def labelled_set(self, task: SetTask, experiment: Experiment) -> LabelledSet:
-        """Say how a task's calibration set is built, and what it is called.
-
-        Parameters
-        ----------
-        task : SetTask
-            One that has a set.
-        experiment : Experiment
-            Of the task's model and size.
-        """
+        """Say how a task's calibration set is built, and what it is called."""
         if task.source is not None:
             return experiment.source_set({"source": task.source, "draw": task.draw, **dict(task.options)}, self.divided)
         chooser, options = self.choice(task)
         return experiment.chosen_set(chooser, options.pop("pool"), **options)
 
     def choice(self, task: SetTask) -> tuple[Any, dict[str, Any]]:
-        """Give the strategy of a task, and the arguments with which it chooses.
-
-        Parameters
-        ----------
-        task : SetTask
-            One whose set a strategy chooses.
-        """
+        """Give the strategy of a task, and the arguments with which it chooses."""
         if self.strategies is None or task.strategy is None:
             raise SpecError(f"{task}: no strategy chooses its set")
         return as_strategy(self.strategies.choose[task.strategy]), {
@@ -453,31 +321,7 @@ class Sweep(_Checked):
 
 @dataclass(frozen=True)
 class SetTask:
-    """The cells of one model and one calibration set; or, without a set, those that read no data.
-
-    Parameters
-    ----------
-    model : str
-        Name or path.
-    n_samples, seq_len : int
-        Size of the set.
-    draw : int
-        Which of the disjoint draws.
-    source : str or tuple of str, optional
-        What the set is drawn from.
-    strategy : int, optional
-        Or, which of the sweep's strategies chooses it.
-    target : str, optional
-        For what.
-    options : tuple of (str, object)
-        How the source's sets are made, where that differs from the sweep's way; see :class:`Drawn`.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments.sweep import SetTask
-    >>> SetTask("smollm2-135m", n_samples=8, seq_len=256).calibrated, SetTask("tiny", 8, 256, source="c4").calibrated
-    (False, True)
-    """
+    """The cells of one model and one calibration set; or, without a set, those that read no data."""
 
     model: str
     n_samples: int

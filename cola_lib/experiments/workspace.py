@@ -26,16 +26,6 @@ class Workspace:
     a set whose first rows are the last set's is walked over its other rows only: that is what makes a study of
     sample amounts as cheap as its largest set. The order of summation then differs from that of one long walk, and
     with it the last digits.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.experiments import Workspace
-    >>> from cola_lib.models import tiny_model
-    >>> lm, workspace = tiny_model(), Workspace()
-    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
-    >>> workspace.statistics(lm, rows) is workspace.statistics(lm, rows)
-    True
     """
 
     def __init__(self) -> None:
@@ -47,43 +37,19 @@ class Workspace:
         self._remembered: dict[Hashable, Any] = {}
 
     def pool(self, key: Hashable, load: Callable[[], Pool]) -> Pool:
-        """Keep the last pool with all that was measured on it, which may be hundreds of megabytes.
-
-        Parameters
-        ----------
-        key : hashable
-            Names it.
-        load : callable
-            Called if it is another one.
-        """
+        """Keep the last pool with all that was measured on it, which may be hundreds of megabytes."""
         if self._pool is None or self._pool[0] != key:
             self._pool = (key, load())
         return self._pool[1]
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Keep something small for good.
-
-        Parameters
-        ----------
-        key : hashable
-            Names it.
-        make : callable
-            Called if it is not there yet.
-        """
+        """Keep something small for good."""
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
 
     def statistics(self, lm: LanguageModel, calibration: CalibrationSet) -> LayerStatistics:
-        """Statistics of a calibration set.
-
-        Parameters
-        ----------
-        lm : LanguageModel
-            The untouched model.
-        calibration : CalibrationSet
-            What it reads.
-        """
+        """Statistics of a calibration set."""
         known, n_rows = self._beginning(lm, calibration)
         if known is None:
             found = collect_statistics(lm, calibration, progress=False)
@@ -97,10 +63,7 @@ class Workspace:
         return found
 
     def forget_set(self) -> None:
-        """Drop the last calibration set's statistics, so that the next set is walked by itself.
-
-        Its numbers then do not depend, in their last digits, on what was computed before it.
-        """
+        """Drop the last calibration set's statistics, so that the next set is walked by itself."""
         self._last = None
 
     def _beginning(self, lm: LanguageModel, calibration: CalibrationSet) -> tuple[LayerStatistics | None, int]:
@@ -120,30 +83,14 @@ class Workspace:
         return (statistics, n) if same else (None, 0)
 
     def target(self, lm: LanguageModel, calibration: CalibrationSet) -> LayerStatistics:
-        """Statistics of a target's inputs, kept for good.
-
-        Parameters
-        ----------
-        lm : LanguageModel
-            The untouched model.
-        calibration : CalibrationSet
-            Texts of the kind that the model will be used on.
-        """
+        """Statistics of a target's inputs, kept for good."""
         name = f"{lm.fingerprint}/{calibration.fingerprint}"
         if name not in self._kept:
             self._kept[name] = collect_statistics(lm, calibration, progress=False)
         return self._kept[name]
 
     def target_activations(self, lm: LanguageModel, calibration: CalibrationSet) -> Activations:
-        """Measure what a target's texts do inside the model, and keep it for good.
-
-        Parameters
-        ----------
-        lm : LanguageModel
-            The untouched model.
-        calibration : CalibrationSet
-            Texts of the kind that the model will be used on.
-        """
+        """Measure what a target's texts do inside the model, and keep it for good."""
         name = f"{lm.fingerprint}/{calibration.fingerprint}"
         if name not in self._activations:
             pooled = pooled_activations(lm, calibration, progress=False)
@@ -151,17 +98,7 @@ class Workspace:
         return self._activations[name]
 
     def reference(self, lm: LanguageModel, suite: Suite, dtype: torch.dtype | None = None) -> Reference:
-        """Predict a suite with the untouched model, and keep that for good.
-
-        Parameters
-        ----------
-        lm : LanguageModel
-            The untouched model.
-        suite : Suite
-            The items.
-        dtype : torch.dtype, optional
-            Data type to compute in.
-        """
+        """Predict a suite with the untouched model, and keep that for good."""
         name = (lm.fingerprint, suite.fingerprint, str(dtype))
         if name not in self._references:
             self._references[name] = reference_of(lm, suite, dtype=dtype)

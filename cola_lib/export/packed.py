@@ -88,25 +88,7 @@ class Export:
 
 
 def check_exportable(spec: Spec) -> None:
-    """Refuse a specification whose result the format cannot hold, before any work is done.
-
-    Parameters
-    ----------
-    spec : Spec
-        What is to be done to the model.
-
-    Raises
-    ------
-    SpecError
-        If it does not quantize, leaves groups scattered over the columns of a layer, or rounds activations otherwise
-        than to 8 bits with weights of 8 bits.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export import check_exportable
-    >>> check_exportable(method_spec("gptq", bits=4))  # silent: packed integers can hold it
-    """
+    """Refuse a specification whose result the format cannot hold, before any work is done."""
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} makes no integers to pack; save its result as an ordinary checkpoint")
     if isinstance(spec, GPTQ) and spec.act_order and not spec.static_groups and spec.group_size != -1:
@@ -124,50 +106,12 @@ def check_exportable(spec: Spec) -> None:
 
 
 def format_of(spec: QuantSpec) -> str:
-    """Name the format that a quantized model is written in.
-
-    Parameters
-    ----------
-    spec : QuantSpec
-        What was done to it.
-
-    Returns
-    -------
-    str
-        ``"pack-quantized"``, or ``"int-quantized"`` where activations are rounded too.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export.packed import format_of
-    >>> format_of(method_spec("gptq", bits=4)), format_of(method_spec("smoothquant"))
-    ('pack-quantized', 'int-quantized')
-    """
+    """Name the format that a quantized model is written in."""
     return FORMAT if spec.act_bits is None else INT_FORMAT
 
 
 def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
-    """Say what vLLM will not do with a model that transformers loads.
-
-    Parameters
-    ----------
-    spec : QuantSpec
-        With its group size settled.
-
-    Returns
-    -------
-    tuple of str
-        Empty if there is nothing to say.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export.packed import vllm_limits
-    >>> vllm_limits(method_spec("gptq", bits=4, group_size=128, symmetric=True))
-    ()
-    >>> len(vllm_limits(method_spec("gptq", bits=3, group_size=128)))
-    2
-    """
+    """Say what vLLM will not do with a model that transformers loads."""
     if spec.act_bits is not None:
         return ()
     limits = []
@@ -182,28 +126,7 @@ def vllm_limits(spec: QuantSpec) -> tuple[str, ...]:
 
 
 def quantization_config(spec: QuantSpec, ignore: Iterable[str]) -> dict[str, Any]:
-    """Write the entry of ``config.json`` that says how the weights are packed.
-
-    Parameters
-    ----------
-    spec : QuantSpec
-        With its group size settled.
-    ignore : iterable of str
-        Qualified names of the linear layers that are not quantized.
-
-    Returns
-    -------
-    dict
-        Plain data.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.export import quantization_config
-    >>> config = quantization_config(method_spec("gptq", bits=4, group_size=64), ignore=["lm_head"])
-    >>> config["format"], config["config_groups"]["group_0"]["weights"]["num_bits"]
-    ('pack-quantized', 4)
-    """
+    """Write the entry of ``config.json`` that says how the weights are packed."""
     whole_rows = spec.group_size == -1
     weights = {
         "num_bits": spec.bits,
@@ -246,35 +169,7 @@ def quantization_config(spec: QuantSpec, ignore: Iterable[str]) -> dict[str, Any
 
 
 def packed_tensors(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Lay out one layer as the format wants it.
-
-    Parameters
-    ----------
-    weight : QuantizedWeight
-        Its groups are neighbouring columns.
-    dtype : torch.dtype
-        Of the scales.
-
-    Returns
-    -------
-    dict of str to Tensor
-        By the name that follows the layer's.
-
-    Raises
-    ------
-    SpecError
-        If groups are scattered.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import QuantizedWeight
-    >>> from cola_lib.export.packed import packed_tensors
-    >>> codes, zero = torch.tensor([[8, 15]], dtype=torch.uint8), torch.tensor([[8]], dtype=torch.uint8)
-    >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=4, symmetric=True)
-    >>> {name: tensor.tolist() for name, tensor in packed_tensors(weight, torch.float32).items()}
-    {'weight_packed': [[248]], 'weight_scale': [[0.5]], 'weight_shape': [1, 2]}
-    """
+    """Lay out one layer as the format wants it."""
     if weight.group_index is not None:
         raise SpecError("groups that are scattered over the columns cannot be packed; quantize with static_groups")
     tensors = {
@@ -289,33 +184,7 @@ def packed_tensors(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Ten
 
 
 def int_tensors(weight: QuantizedWeight, rounding: InputRounding, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Lay out one layer whose activations are rounded too.
-
-    Parameters
-    ----------
-    weight : QuantizedWeight
-        Symmetric, of 8 bits, a row to a scale.
-    rounding : InputRounding
-        Of the layer's input.
-    dtype : torch.dtype
-        Of the scales.
-
-    Returns
-    -------
-    dict of str to Tensor
-        By the name that follows the layer's.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import QuantizedWeight
-    >>> from cola_lib.export.packed import int_tensors
-    >>> from cola_lib.models import InputRounding
-    >>> codes, zero = torch.tensor([[128, 255]], dtype=torch.uint8), torch.tensor([[128]], dtype=torch.uint8)
-    >>> weight = QuantizedWeight(codes, torch.tensor([[0.5]]), zero, bits=8, symmetric=True)
-    >>> {name: tensor.tolist() for name, tensor in int_tensors(weight, InputRounding(8), torch.float32).items()}
-    {'weight': [[0, 127]], 'weight_scale': [[0.5]]}
-    """
+    """Lay out one layer whose activations are rounded too."""
     tensors = {
         "weight": (weight.codes.to(torch.int16) - 2 ** (weight.bits - 1)).to(torch.int8),
         "weight_scale": weight.stored_scale().to(dtype),
@@ -333,50 +202,7 @@ def export_quantized(
     dtype: str | torch.dtype = "bfloat16",
     overwrite: bool = False,
 ) -> Export:
-    """Write a quantized model with its integers packed.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The compressed model, as :func:`~cola_lib.compress.compress` left it.
-    report : CompressionReport
-        Of that, made with ``keep_codes=True``. Becomes ``report.json``, with what was written under ``"export"``.
-    out : path
-        Folder. Plain ``AutoModelForCausalLM.from_pretrained`` loads it where the package compressed-tensors is
-        installed.
-    dtype : str or torch.dtype
-        Of scales and of all that is not quantized; ``"auto"`` takes that of the checkpoint that the
-        model came from. What runs the file computes in it. In float32 the file holds the very model; in half precision
-        scales are rounded too. How a token is rounded whose step comes with it is the reader's business: vLLM's step
-        is max|x| / 127 as here, and that of transformers max|x| / 127.5.
-    overwrite : bool
-        Replace what is there, once the new checkpoint is complete.
-
-    Returns
-    -------
-    Export
-
-    Raises
-    ------
-    NumericsError
-        If a scale is too large or too small for ``dtype``; the message names the layer.
-    OutputError
-        If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
-    SpecError
-        If the format cannot hold the result, codes were not kept, or the model has changed since.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.export import export_quantized
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> spec = method_spec("rtn", bits=4, group_size=32, symmetric=True)
-    >>> report = compress(lm, spec, progress=False, keep_codes=True)
-    >>> written = export_quantized(lm, report, "packed")
-    >>> written.format, written.dtype
-    ('pack-quantized', 'bfloat16')
-    """
+    """Write a quantized model with its integers packed."""
     check_exportable(report.spec)
     spec = report.spec
     if not isinstance(spec, QuantSpec):

@@ -25,26 +25,7 @@ SPARSITY = "sparsity.json"
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """Zeros of one weight.
-
-    Parameters
-    ----------
-    layer : str
-        Qualified name.
-    d_out, d_in : int
-        Shape.
-    zeros : int
-        How many entries are zero.
-    two_four : float
-        Share of the groups of four neighbouring inputs with at least two zeros; 1 for 2:4 sparsity.
-
-    Examples
-    --------
-    >>> from cola_lib.export.sparse import LayerSparsity
-    >>> layer = LayerSparsity("model.layers.0.mlp.up_proj", d_out=4, d_in=8, zeros=16, two_four=1.0)
-    >>> layer.sparsity
-    0.5
-    """
+    """Zeros of one weight."""
 
     layer: str
     d_out: int
@@ -60,26 +41,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Zeros of a model.
-
-    Parameters
-    ----------
-    layers : tuple of LayerSparsity
-        Linear layers of the blocks, in order.
-    parameters : int
-        All parameters of the model, tied ones once: with embeddings and norms, which are not pruned.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.export import sparsity_of
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> _ = compress(lm, method_spec("magnitude", pattern="2:4"), progress=False)
-    >>> report = sparsity_of(lm)
-    >>> report.sparsity, report.is_two_four, report.of_all < report.sparsity
-    (0.5, True, True)
-    """
+    """Zeros of a model."""
 
     layers: tuple[LayerSparsity, ...]
     parameters: int
@@ -149,24 +111,7 @@ def _layer_sparsity(layer: str, weight: Tensor) -> LayerSparsity:
 
 
 def sparsity_of(lm: LanguageModel) -> SparsityReport:
-    """Count the zeros of a model.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        Pruned or not.
-
-    Returns
-    -------
-    SparsityReport
-
-    Examples
-    --------
-    >>> from cola_lib.export import sparsity_of
-    >>> from cola_lib.models import tiny_model
-    >>> sparsity_of(tiny_model()).sparsity
-    0.0
-    """
+    """Count the zeros of a model."""
     layers = []
     for index in range(len(lm.blocks)):
         with lm.resident(index) as block:
@@ -179,41 +124,7 @@ def sparsity_of(lm: LanguageModel) -> SparsityReport:
 def export_sparse(
     lm: LanguageModel, report: CompressionReport, out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> SparsityReport:
-    """Write a pruned model as an ordinary checkpoint, with ``sparsity.json`` beside it.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The pruned model.
-    report : CompressionReport
-        Of its compression; becomes ``report.json``.
-    out : path
-        Folder. Plain ``AutoModelForCausalLM.from_pretrained`` loads it.
-    overwrite : bool
-        Replace what is there, once the new checkpoint is complete.
-
-    Returns
-    -------
-    SparsityReport
-        Counted on the weights that were written.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists and may not be replaced, or the disk is full. No half-written checkpoint is left.
-    SpecError
-        If the model was not pruned, or rounds its activations.
-
-    Examples
-    --------
-    >>> from cola_lib.compress import compress, method_spec
-    >>> from cola_lib.export import export_sparse
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> report = compress(lm, method_spec("magnitude", sparsity=0.5), progress=False)
-    >>> export_sparse(lm, report, "pruned").sparsity
-    0.5
-    """
+    """Write a pruned model as an ordinary checkpoint, with ``sparsity.json`` beside it."""
     check_dense(lm)
     if not isinstance(report.spec, PruneSpec):
         raise SpecError(f"{report.spec.label} prunes nothing; save it with save_checkpoint or export_quantized")

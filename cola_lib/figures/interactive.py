@@ -32,18 +32,7 @@ MISSING = "<p class='cola-without-script'>This figure needs the scripts of the b
 
 
 def read_asset(name: str) -> str:
-    """Text of one of :data:`SCRIPTS` and :data:`STYLES`.
-
-    Parameters
-    ----------
-    name : str
-        Its file name. Plotly's script is that of the installed package.
-
-    Raises
-    ------
-    DataError
-        If plotly is not installed.
-    """
+    """Text of one of :data:`SCRIPTS` and :data:`STYLES`."""
     package = "plotly" if name.startswith("plotly") else "cola_lib"
     try:
         folder = files(package)
@@ -54,19 +43,7 @@ def read_asset(name: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of an interactive figure's table.
-
-    Parameters
-    ----------
-    name : str
-        In the data.
-    label : str
-        Head of the column, and what a mark's words begin with; a column without one is in no table.
-    hover : bool
-        Whether a mark says it.
-    digits : int, optional
-        Decimals of a number.
-    """
+    """A column of an interactive figure's table."""
 
     name: str
     label: str = ""
@@ -76,23 +53,7 @@ class Column:
 
 @dataclass(frozen=True)
 class InteractiveFigure:
-    """A figure as data, which a notebook shows as HTML.
-
-    Parameters
-    ----------
-    content : mapping
-        What ``interactive.js`` reads.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.figures import interactive_map
-    >>> from cola_lib.figures.interactive import InteractiveFigure
-    >>> points = pd.DataFrame({"source": ["c4"], "picked": [True], "x": [0.1], "y": [0.2], "text": ["A text."]})
-    >>> figure = interactive_map(points, name="pool", label="The pool")
-    >>> isinstance(figure, InteractiveFigure), figure
-    (True, InteractiveFigure('The pool', 1 marks))
-    """
+    """A figure as data, which a notebook shows as HTML."""
 
     content: Mapping[str, Any]
 
@@ -111,20 +72,7 @@ class InteractiveFigure:
         return f"{type(self).__name__}({self.content['label']!r}, {len(self.content['rows'])} marks)"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a page that holds the figure and everything it needs, 5 MB of script included.
-
-        Parameters
-        ----------
-        path : str or path
-            File, which is replaced.
-
-        Raises
-        ------
-        DataError
-            If plotly is not installed.
-        OutputError
-            If it cannot be written.
-        """
+        """Write a page that holds the figure and everything it needs, 5 MB of script included."""
         styles = "".join(f"<style>{read_asset(name)}</style>" for name in STYLES)
         scripts = "".join(f"<script>{read_asset(name)}</script>" for name in SCRIPTS)
         title = html.escape(self.content["label"])

@@ -16,26 +16,7 @@ ACROSS = 3
 def panels(
     n: int, *, width: float, height: float, margins: tuple[float, float], across: int = ACROSS
 ) -> tuple[Figure, list[Axes]]:
-    """Lay out panels on common axes.
-
-    Parameters
-    ----------
-    n : int
-        How many.
-    width, height : float
-        Of each, in inches.
-    margins : (float, float)
-        Of the whole figure, in inches: beside the panels, and above and below them.
-    across : int
-        Most panels beside one another; four panels make a square if that leaves them room.
-
-    Returns
-    -------
-    Figure
-        With a constrained layout.
-    list of Axes
-        The panels, row by row.
-    """
+    """Lay out panels on common axes."""
     across = min(n, 2 if n == 4 and across > 2 else across)
     down = -(-n // across)
     figure, grid = plt.subplots(

@@ -11,28 +11,7 @@ from cola_lib.figures.style import in_order
 
 
 def set_overview(rows: pd.DataFrame) -> Figure:
-    """Draw the share of each source in the tokens of some sets, and how long their rows are.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        One row per calibration row, with the columns ``set``, ``source`` and ``tokens``.
-
-    Returns
-    -------
-    Figure
-        Left a bar of shares for each set, right the share of rows that are at most so long.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.figures import set_overview
-    >>> rows = pd.DataFrame({"set": ["cola"] * 2 + ["random"] * 2, "source": ["c4", "math"] * 2})
-    >>> rows["tokens"] = [64, 32, 64, 64]
-    >>> figure = set_overview(rows)
-    >>> len(figure.axes)
-    2
-    """
+    """Draw the share of each source in the tokens of some sets, and how long their rows are."""
     names, sources = list(dict.fromkeys(rows["set"])), in_order(rows["source"].unique())
     share = rows.pivot_table(index="set", columns="source", values="tokens", aggfunc="sum", fill_value=0)
     share = 100 * share.div(share.sum(axis=1), axis=0).loc[names, sources]

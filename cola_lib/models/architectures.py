@@ -19,27 +19,7 @@ from cola_lib.registry import Registry
 
 @dataclass(frozen=True)
 class Producer:
-    """The module whose output channels become an input's channels, possibly through a gate.
-
-    Parameters
-    ----------
-    module : str
-        Name relative to the block, of a norm or a linear layer.
-    rows : callable, optional
-        For a linear layer, maps the model's config to an int64 tensor of shape (d_in,): which output
-        row of the module feeds each input channel. Several channels may share a row, as they do under
-        grouped-query attention. ``None`` means one to one.
-    offset : float
-        What the module adds to its weight before multiplying: 1 for Gemma's norms, otherwise 0.
-    unless : str, optional
-        A setting of the config under which no scale can be moved into the module, because its output is clipped.
-
-    Examples
-    --------
-    >>> from cola_lib.models import ARCHITECTURES
-    >>> [group.producer.module for group in ARCHITECTURES["llama"].groups]
-    ['input_layernorm', 'self_attn.v_proj', 'post_attention_layernorm', 'mlp.up_proj']
-    """
+    """The module whose output channels become an input's channels, possibly through a gate."""
 
     module: str
     rows: Callable[[PretrainedConfig], Tensor] | None = None
@@ -49,30 +29,7 @@ class Producer:
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Linear layers of a block that read the same input.
-
-    Parameters
-    ----------
-    name : str
-        ``"attn_in"``, ``"attn_out"``, ``"mlp_in"`` or ``"mlp_down"``.
-    layers : tuple of str
-        Names relative to the block.
-    producer : Producer or None
-        ``None`` where no module can take up a scale, for example the residual stream itself.
-    unclipped : tuple of str
-        Those of ``layers`` that make queries or keys: AWQ does not clip them, because their error is
-        multiplied in the attention scores.
-    joined : tuple of str
-        Those of ``layers`` that belong together, as queries and keys do, or gate and up projection. Where they are
-        fused in one layer with others, that layer.
-
-    Examples
-    --------
-    >>> from cola_lib.models import ARCHITECTURES
-    >>> group = ARCHITECTURES["llama"].groups[0]
-    >>> group.name, group.layers, group.producer.module
-    ('attn_in', ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'), 'input_layernorm')
-    """
+    """Linear layers of a block that read the same input."""
 
     name: str
     layers: tuple[str, ...]
@@ -83,26 +40,7 @@ class InputGroup:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a model type keeps what compression needs.
-
-    Parameters
-    ----------
-    model_type : str
-        ``config.model_type``.
-    groups : tuple of InputGroup
-        In the order in which a block uses them.
-    blocks : str
-        Name of the list of blocks, relative to the decoder (``model.get_decoder()``).
-
-    Examples
-    --------
-    >>> from cola_lib.models import ARCHITECTURES
-    >>> llama = ARCHITECTURES["llama"]
-    >>> [group.name for group in llama.groups]
-    ['attn_in', 'attn_out', 'mlp_in', 'mlp_down']
-    >>> llama.layers[:3]
-    ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')
-    """
+    """Where a model type keeps what compression needs."""
 
     model_type: str
     groups: tuple[InputGroup, ...]
@@ -195,29 +133,7 @@ for _model_type, _groups in {
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
-    """Look up a model's row.
-
-    Parameters
-    ----------
-    config : PretrainedConfig
-        Its ``model_type``, and the settings that rule out a producer.
-
-    Returns
-    -------
-    Architecture
-        Its row of the table, without the producers that these settings rule out.
-
-    Raises
-    ------
-    UnknownNameError
-        If the table has no such type.
-
-    Examples
-    --------
-    >>> from cola_lib.models import architecture_of, tiny_model
-    >>> architecture_of(tiny_model().model.config).model_type
-    'llama'
-    """
+    """Look up a model's row."""
     found = ARCHITECTURES[config.model_type]
 
     def ruled_out(producer: Producer | None) -> bool:

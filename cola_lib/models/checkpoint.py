@@ -32,25 +32,7 @@ _SHOWN = 3
 
 
 def read_config(where: str) -> PretrainedConfig:
-    """Read the configuration of a checkpoint whose weights are plain tensors of a known architecture.
-
-    Parameters
-    ----------
-    where : str
-        Folder of the checkpoint, or its name on the hub.
-
-    Returns
-    -------
-    PretrainedConfig
-        Without what would lead to code of the checkpoint, or to files other than the usual ones.
-
-    Raises
-    ------
-    ColaError
-        If it is an adapter, is quantized already, or names attention code on the hub.
-    UnknownNameError
-        If the model type is not known.
-    """
+    """Read the configuration of a checkpoint whose weights are plain tensors of a known architecture."""
     refuse_adapter(where)
     settings, _ = PretrainedConfig.get_config_dict(where)
     # Before transformers looks the type up: it would ask whether to run the checkpoint's own code for it.
@@ -105,27 +87,7 @@ def _silent() -> Iterator[None]:
 
 
 def check_tensors(where: str, config: PretrainedConfig) -> torch.dtype:
-    """Compare names and shapes of a checkpoint's tensors with its configuration, without reading their content.
-
-    transformers does it, on the ``meta`` device: it knows which tensors are tied, renamed or not needed.
-
-    Parameters
-    ----------
-    where : str
-        Folder of the checkpoint, or its name on the hub.
-    config : PretrainedConfig
-        The checkpoint's.
-
-    Returns
-    -------
-    torch.dtype
-        The type that most of the weights are stored in.
-
-    Raises
-    ------
-    ColaError
-        If a tensor is missing, unexpected or of another shape, or the weights are not floating-point numbers.
-    """
+    """Compare names and shapes of a checkpoint's tensors with its configuration, without reading their content."""
     files = TensorFiles(where)
     with _silent():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -183,18 +145,7 @@ def _cached(where: str, name: str) -> Path:
 
 
 class TensorFiles:
-    """Where each tensor of a checkpoint lies.
-
-    Parameters
-    ----------
-    where : str
-        Folder of the checkpoint, or its name on the hub.
-
-    Raises
-    ------
-    ColaError
-        If the checkpoint has no safetensors files.
-    """
+    """Where each tensor of a checkpoint lies."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -220,22 +171,7 @@ class TensorFiles:
         return {name: shards[shard] for name, shard in shard_of.items()}
 
     def read(self, name: str, like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Read one tensor.
-
-        Parameters
-        ----------
-        name : str
-            As in the model's state dict.
-        like : Tensor
-            Its shape is demanded and its dtype given.
-        device : torch.device
-            Where it goes.
-
-        Raises
-        ------
-        ColaError
-            If the checkpoint holds it in another shape, or is damaged.
-        """
+        """Read one tensor."""
         return read_tensor(self.paths[name], name, like, device)
 
     def dtype(self) -> torch.dtype:

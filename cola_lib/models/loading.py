@@ -287,19 +287,7 @@ def _check_ids(tokenizer: PreTrainedTokenizerBase | None, embedding: nn.Module, 
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model at one moment, and how it rounded inputs, to be put back.
-
-    Parameters
-    ----------
-    in_memory : dict of str to Tensor
-        The tensors behind the parameters, by name.
-    files : dict of int to object
-        Of a streamed model, the files of the blocks that had been changed, by position.
-    rounding : dict of str to InputRounding
-        By qualified name of the layer.
-    fingerprint : str
-        The model's at that moment.
-    """
+    """All weights of a model at one moment, and how it rounded inputs, to be put back."""
 
     in_memory: dict[str, Tensor]
     files: dict[int, Any]
@@ -324,53 +312,14 @@ _RARE = frozenset(
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash a tokenizer: its vocabulary, and what it makes of a text in which tokenizers differ.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        Any.
-
-    Returns
-    -------
-    str
-        The same for two tokenizers whose tokens mean the same.
-
-    Examples
-    --------
-    >>> from cola_lib.models import byte_tokenizer, fingerprint_tokenizer, tiny_model
-    >>> fingerprint_tokenizer(byte_tokenizer()) == tiny_model().tokenizer_fingerprint
-    True
-    """
+    """Hash a tokenizer: its vocabulary, and what it makes of a text in which tokenizers differ."""
     ids = tokenizer(_READ, add_special_tokens=True)["input_ids"]
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return fingerprint({"vocabulary": tokenizer.get_vocab(), "ids": ids, "ends": ends})
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """Turn a device name into a device.
-
-    Parameters
-    ----------
-    device : str
-        ``"auto"`` picks CUDA when it is there and the CPU otherwise; any other name is torch's.
-
-    Returns
-    -------
-    torch.device
-        One that is there.
-
-    Raises
-    ------
-    SpecError
-        If the name is not a device, or names one that is not here.
-
-    Examples
-    --------
-    >>> from cola_lib.models import resolve_device
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
+    """Turn a device name into a device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -383,32 +332,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Turn a data type's name into a data type.
-
-    Parameters
-    ----------
-    dtype : str or torch.dtype
-        ``"auto"`` means bfloat16 on CUDA and float32 on the CPU, where bfloat16 is slower.
-    device : torch.device
-        Where the model will be.
-
-    Returns
-    -------
-    torch.dtype
-        Of a model's parameters.
-
-    Raises
-    ------
-    UnknownNameError
-        If the name is not one of the floating-point types a model can have.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.models import resolve_dtype
-    >>> resolve_dtype("auto", torch.device("cpu")), resolve_dtype("float16", torch.device("cpu"))
-    (torch.float32, torch.float16)
-    """
+    """Turn a data type's name into a data type."""
     if isinstance(dtype, torch.dtype):
         return dtype
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,25 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class InputRounding:
-    """How a linear layer rounds its input before it multiplies.
-
-    Parameters
-    ----------
-    bits : int
-        Bits of each integer; they run from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``, and 0 stands for 0.
-    step : float or None
-        Distance between neighbouring values, fixed; what lies beyond the range is clipped. ``None``: each token has a
-        step of its own, such that its largest channel falls on the end of the range.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.models import InputRounding
-    >>> rounding = InputRounding(bits=4, step=0.5)
-    >>> (rounded,) = rounding.hook(None, (torch.tensor([[0.2, 0.8, 9.0]]),))
-    >>> rounded.tolist()
-    [[0.0, 1.0, 3.5]]
-    """
+    """How a linear layer rounds its input before it multiplies."""
 
     bits: int
     step: float | None = None
@@ -40,16 +22,6 @@ class InputRounding:
 
     def __call__(self, X: Tensor) -> Tensor:
         """Round an input.
-
-        Parameters
-        ----------
-        X : Tensor of shape (..., d_in)
-            Any floating type; the last dimension is a token's.
-
-        Returns
-        -------
-        Tensor of the shape and dtype of ``X``
-            Values on the grid. Computed in float32; in a smaller type they are rounded once more, to what it holds.
 
         Notes
         -----
@@ -70,13 +42,5 @@ class InputRounding:
         return torch.div(values, step).round_().clamp_(-self.most - 1, self.most).mul_(step).to(X.dtype)
 
     def hook(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Round what a layer is called with: a forward pre-hook.
-
-        Parameters
-        ----------
-        _ : nn.Module
-            The layer.
-        inputs : tuple of Tensor
-            Its arguments, the input first.
-        """
+        """Round what a layer is called with: a forward pre-hook."""
         return (self(inputs[0]), *inputs[1:])

@@ -56,19 +56,7 @@ def _check_present(present: set[int], index: int, name: str, *_: Any) -> None:
 
 
 class StreamedBlocks:
-    """The blocks of a model, of which one is in memory at a time.
-
-    Parameters
-    ----------
-    blocks : sequence of (str, nn.Module)
-        Qualified name and module of each block, on the ``meta`` device.
-    files : TensorFiles
-        The checkpoint.
-    device : torch.device
-        Where a block goes while it is resident.
-    scratch : Path
-        Folder for the blocks that were changed: as large as the model, on a disk and not in memory.
-    """
+    """The blocks of a model, of which one is in memory at a time."""
 
     def __init__(
         self, blocks: Sequence[tuple[str, nn.Module]], files: TensorFiles, device: torch.device, scratch: Path
@@ -87,26 +75,7 @@ class StreamedBlocks:
 
     @contextmanager
     def resident(self, index: int) -> Iterator[nn.Module]:
-        """Have a block in memory.
-
-        Parameters
-        ----------
-        index : int
-            Position of the block.
-
-        Yields
-        ------
-        nn.Module
-            On :attr:`device`. If :meth:`changed` is called meanwhile its weights are written on leaving, unless
-            that is by an error.
-
-        Raises
-        ------
-        ColaError
-            If it cannot be read.
-        OutputError
-            If it was changed and cannot be written.
-        """
+        """Have a block in memory."""
         block = self._blocks[index]
         # assign: a meta tensor cannot be copied into; the parameter itself is replaced.
         block.load_state_dict(dict(self._read_block(index, self.device)), assign=True)
@@ -159,19 +128,7 @@ class StreamedBlocks:
         self._written = dict(kept)
 
     def save(self, model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
-        """Write an ordinary checkpoint, a file for each block.
-
-        Parameters
-        ----------
-        model : PreTrainedModel
-            The model that the blocks are of.
-        rest : dict of str to Tensor
-            What is no block, as it is to be written.
-        dtype : torch.dtype
-            Of the blocks in their files.
-        folder : Path
-            Holds the whole model afterwards, without the tokenizer.
-        """
+        """Write an ordinary checkpoint, a file for each block."""
         n_files = len(self._blocks) + 1
         files = [folder / f"model-{number:05d}-of-{n_files:05d}.safetensors" for number in range(1, n_files + 1)]
         # Configuration and generation settings, and which of two tied tensors is stored, are transformers' to say.
@@ -209,35 +166,7 @@ def open_streamed(
     dtype: torch.dtype,
     scratch: str | os.PathLike[str] | None = None,
 ) -> tuple[PreTrainedModel, StreamedBlocks]:
-    """Load all of a model but its blocks.
-
-    Parameters
-    ----------
-    where : str
-        Folder of the checkpoint, or its name on the hub.
-    config : PretrainedConfig
-        The checkpoint's.
-    blocks : str
-        Name of the list of blocks, relative to the decoder.
-    device : torch.device
-        Where a block goes while it is resident. The rest stays in main memory.
-    dtype : torch.dtype
-        What floating-point weights become as they are read.
-    scratch : path, optional
-        Folder for the blocks that are changed. Default: the system's for temporary files.
-
-    Returns
-    -------
-    model : PreTrainedModel
-        With blocks on the ``meta`` device.
-    streamed : StreamedBlocks
-        What brings them.
-
-    Raises
-    ------
-    ColaError
-        If the checkpoint names a tensor differently than the model does.
-    """
+    """Load all of a model but its blocks."""
     from accelerate import init_empty_weights
 
     files = TensorFiles(where)

@@ -13,19 +13,7 @@ MERGES = [("a", "n"), ("an", "d"), ("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("�
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer of bytes and a few merges.
-
-    Returns
-    -------
-    PreTrainedTokenizerFast
-        264 tokens; ``<s>`` (id 0) begins and ends texts, and is not added by itself.
-
-    Examples
-    --------
-    >>> from cola_lib.models import byte_tokenizer
-    >>> byte_tokenizer().tokenize("and then")
-    ['and', 'Ġthe', 'n']
-    """
+    """Make a tokenizer of bytes and a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

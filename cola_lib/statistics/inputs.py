@@ -19,25 +19,7 @@ LEAST_STRIP = 64
 
 
 def gram_matrix(X: Tensor) -> Tensor:
-    """Compute XᵀX, for little more than half of a matrix product.
-
-    Parameters
-    ----------
-    X : Tensor of shape (n, d), float32
-        Any.
-
-    Returns
-    -------
-    Tensor of shape (d, d), float32
-        Exactly symmetric.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.statistics import gram_matrix
-    >>> gram_matrix(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
-    [[10.0, 14.0], [14.0, 20.0]]
-    """
+    """Compute XᵀX, for little more than half of a matrix product."""
     total = X.new_zeros(X.shape[1], X.shape[1])
     _add_product(total, X, X)
     return total
@@ -88,18 +70,7 @@ class ChannelSums:
         return self.abs_sum / self.n_tokens
 
     def channel_max(self, layer: str) -> Tensor:
-        """Largest magnitude of each channel: max |x_j|, of shape (d_in,).
-
-        Parameters
-        ----------
-        layer : str
-            Name for the error message.
-
-        Raises
-        ------
-        DataError
-            If it is not known.
-        """
+        """Largest magnitude of each channel: max |x_j|, of shape (d_in,)."""
         if self.abs_max is None:
             raise DataError(
                 f"{layer}: these statistics do not hold the largest magnitude of each channel, because they come from "
@@ -108,20 +79,7 @@ class ChannelSums:
         return self.abs_max
 
     def check(self, layer: str) -> None:
-        """Refuse statistics that no input can have: NaN, infinity, a negative sum of squares, or no token.
-
-        Parameters
-        ----------
-        layer : str
-            Name for the error message.
-
-        Raises
-        ------
-        NumericsError
-            If a sum or a maximum is not finite, or a sum of squares is negative.
-        DataError
-            If no token was seen.
-        """
+        """Refuse statistics that no input can have: NaN, infinity, a negative sum of squares, or no token."""
         if not self.n_tokens > 0:
             raise DataError(f"{layer}: the calibration set has {self.n_tokens:g} tokens that are not padding")
         squares = self.square_sums()
@@ -152,28 +110,7 @@ class ChannelSums:
 
 @dataclass
 class ChannelStatistics(ChannelSums):
-    """Sums over the tokens that one input of a block has seen, channel by channel: all that some methods read.
-
-    Parameters
-    ----------
-    square_sum : Tensor of shape (d_in,), float32
-        Σx² of each channel: the diagonal of the Gram matrix.
-    abs_sum : Tensor of shape (d_in,), float32
-        Σ|x| of each channel.
-    n_tokens : float
-        Tokens summed.
-    abs_max : Tensor of shape (d_in,), float32, or None
-        max|x| of each channel.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.statistics import ChannelStatistics
-    >>> stats = ChannelStatistics.empty(2)
-    >>> stats.update(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
-    >>> stats.input_norm().tolist(), stats.abs_mean().tolist()
-    ([5.0, 1.0], [3.5, 0.5])
-    """
+    """Sums over the tokens that one input of a block has seen, channel by channel: all that some methods read."""
 
     square_sum: Tensor
     abs_sum: Tensor
@@ -182,15 +119,7 @@ class ChannelStatistics(ChannelSums):
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> ChannelStatistics:
-        """Return statistics of no tokens at all.
-
-        Parameters
-        ----------
-        d_in : int
-            Width of the input.
-        device : torch.device
-            Where the sums live.
-        """
+        """Return statistics of no tokens at all."""
         square_sum, abs_sum, abs_max = torch.zeros(3, d_in, device=device)
         return cls(square_sum, abs_sum, 0.0, abs_max)
 
@@ -199,17 +128,7 @@ class ChannelStatistics(ChannelSums):
         return self.square_sum
 
     def update(self, X: Tensor, weights: Tensor | None = None, total: float | None = None) -> None:
-        """Add tokens, in place.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_tokens, d_in)
-            Real tokens only, without padding.
-        weights : Tensor of shape (n_tokens,), optional
-            How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
-        total : float, optional
-            Sum of the weights, where it is known: it need not be read from the device then.
-        """
+        """Add tokens, in place."""
         X = X.float()
         squares = X.square()
         self.square_sum += (squares if weights is None else squares * weights[:, None]).sum(0)
@@ -220,35 +139,10 @@ class ChannelStatistics(ChannelSums):
 class InputStatistics(ChannelSums):
     """Sums over the tokens that one input of a block has seen.
 
-    Parameters
-    ----------
-    gram : Tensor of shape (d_in, d_in), float32
-        XᵀX, for inputs X of shape (n_tokens, d_in).
-    abs_sum : Tensor of shape (d_in,), float32
-        Σ|x| of each channel.
-    n_tokens : float
-        Tokens summed; a weighted mixture makes it fractional.
-    abs_max : Tensor of shape (d_in,), float32, or None
-        max|x| of each channel over the tokens that count at all. ``None`` where it is not known, as in files that were
-        written before it was gathered: a maximum cannot be had from sums. See :meth:`channel_max`.
-
     Notes
     -----
     Sums add, so statistics of a mixture are the weighted sum of its parts' statistics. Maxima do not: that of a mixture
     is the largest of its parts', whatever their positive weights.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.statistics import InputStatistics
-    >>> stats = InputStatistics.empty(2)
-    >>> stats.update(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
-    >>> stats.gram.tolist(), stats.n_tokens
-    ([[25.0, 4.0], [4.0, 1.0]], 2.0)
-    >>> stats.input_norm().tolist()
-    [5.0, 1.0]
-    >>> (stats + stats).n_tokens
-    4.0
     """
 
     gram: Tensor
@@ -261,26 +155,12 @@ class InputStatistics(ChannelSums):
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> InputStatistics:
-        """Return statistics of no tokens at all.
-
-        Parameters
-        ----------
-        d_in : int
-            Width of the input.
-        device : torch.device
-            Where the sums live.
-        """
+        """Return statistics of no tokens at all."""
         gram, abs_sum = torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device)
         return cls(gram, abs_sum, 0.0, torch.zeros_like(abs_sum))
 
     def to(self, device: torch.device) -> InputStatistics:
-        """Return the statistics on a device: these very ones, with the factors they keep, if they are there.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where the sums are wanted.
-        """
+        """Return the statistics on a device: these very ones, with the factors they keep, if they are there."""
         gram = self.gram.to(device)
         if gram is self.gram:  # devices do not compare: "cuda" is not equal to "cuda:0"
             return self
@@ -288,17 +168,7 @@ class InputStatistics(ChannelSums):
         return InputStatistics(gram, self.abs_sum.to(device), self.n_tokens, abs_max, _watched=dict(self._watched))
 
     def update(self, X: Tensor, weights: Tensor | None = None, total: float | None = None) -> None:
-        """Add tokens, in place.
-
-        Parameters
-        ----------
-        X : Tensor of shape (n_tokens, d_in)
-            Real tokens only, without padding.
-        weights : Tensor of shape (n_tokens,), optional
-            How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
-        total : float, optional
-            Sum of the weights, where it is known: it need not be read from the device then.
-        """
+        """Add tokens, in place."""
         if not X.is_cuda or weights is not None or X.dtype not in (torch.bfloat16, torch.float16):
             X = X.float()
         self.forget_factors()
@@ -316,27 +186,11 @@ class InputStatistics(ChannelSums):
         return self.gram * (2.0 / self.n_tokens)
 
     def output_energy(self, W: Tensor) -> float:
-        """Sum of squares that a weight makes of these inputs: tr(W·XᵀX·Wᵀ).
-
-        Parameters
-        ----------
-        W : Tensor of shape (d_out, d_in)
-            A weight, or the difference of two.
-        """
+        """Sum of squares that a weight makes of these inputs: tr(W·XᵀX·Wᵀ)."""
         return float(self.energy_under(gram_matrix(W.float())))
 
     def energy_under(self, weight_gram: Tensor) -> Tensor:
         """Sum of squares that a weight makes of these inputs, from its own Gram matrix: tr(WᵀW·XᵀX).
-
-        Parameters
-        ----------
-        weight_gram : Tensor of shape (d_in, d_in), float32
-            WᵀW of a weight, or of the difference of two.
-
-        Returns
-        -------
-        Tensor of shape (), float64
-            On the device, where nobody has to wait for it.
 
         Notes
         -----
@@ -346,17 +200,7 @@ class InputStatistics(ChannelSums):
         return torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64)
 
     def watch_outputs(self, layer: str, Y: Tensor, weights: Tensor | None = None) -> None:
-        """Add up what a layer makes of the tokens that :meth:`update` was given last.
-
-        Parameters
-        ----------
-        layer : str
-            Its qualified name.
-        Y : Tensor of shape (n_tokens, d_out)
-            Outputs without bias.
-        weights : Tensor of shape (n_tokens,), optional
-            As given to :meth:`update`.
-        """
+        """Add up what a layer makes of the tokens that :meth:`update` was given last."""
         Y = Y.float()
         squares = torch.linalg.vecdot(Y, Y)
         value = (squares if weights is None else squares * weights).sum(dtype=torch.float64)
@@ -366,18 +210,6 @@ class InputStatistics(ChannelSums):
 
     def energy_of(self, layer: str, W: Tensor) -> Tensor:
         """Energy that a layer of the untouched model makes of these inputs.
-
-        Parameters
-        ----------
-        layer : str
-            Its qualified name.
-        W : Tensor of shape (d_out, d_in)
-            Its weight before compression.
-
-        Returns
-        -------
-        Tensor of shape (), float64
-            On the device.
 
         Notes
         -----
@@ -393,28 +225,6 @@ class InputStatistics(ChannelSums):
 
     def inverse_factor(self, damp: float, layer: str, *, act_order: bool = False) -> tuple[Tensor, Tensor]:
         """Upper Cholesky factor of the inverse of the damped Hessian, and the column order it is in.
-
-        Parameters
-        ----------
-        damp : float
-            Share of the mean diagonal that is added to the diagonal.
-        layer : str
-            Name for the error message.
-        act_order : bool
-            Order the columns by falling diagonal, as GPTQ's activation order does. Dead channels come last.
-
-        Returns
-        -------
-        U : Tensor of shape (d_in, d_in), float32
-            UᵀU = (H + damp·mean(diag H)·I)⁻¹, rows and columns in ``order``. The mean is over live channels, and a dead
-            channel, which is 0 on all tokens, has this mean as its diagonal.
-        order : Tensor of shape (d_in,), int64
-            ``order[i]`` is the column of the weight that comes at place i.
-
-        Raises
-        ------
-        NumericsError
-            If the matrix is singular after damping, or not finite.
 
         Notes
         -----
@@ -494,32 +304,7 @@ class InputStatistics(ChannelSums):
 
 @dataclass(frozen=True)
 class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
-    """Input statistics of a whole model: (block index, input group) → :class:`InputStatistics`.
-
-    Parameters
-    ----------
-    inputs : mapping
-        From (block, group name) to statistics.
-    model : str
-        Fingerprint of the model that was watched.
-    calibration : tuple of str
-        Fingerprints of the calibration sets read, in the order they were added.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> from cola_lib.statistics import LayerStatistics, collect_statistics
-    >>> lm = tiny_model()
-    >>> sets = [random_tokens_set(lm.tokenizer, 2, 16, seed) for seed in (0, 1)]
-    >>> one, other = (collect_statistics(lm, rows, progress=False) for rows in sets)
-    >>> whole = one + other
-    >>> whole.n_tokens, len(whole.inputs)
-    (64.0, 8)
-    >>> whole.save("statistics.safetensors")
-    >>> LayerStatistics.load("statistics.safetensors").block(0)["mlp_in"].d_in
-    32
-    """
+    """Input statistics of a whole model: (block index, input group) → :class:`InputStatistics`."""
 
     inputs: Mapping[tuple[int, str], InputStatistics]
     model: str
@@ -535,13 +320,7 @@ class LayerStatistics(Mapping[tuple[int, str], InputStatistics]):
         return len(self.inputs)
 
     def block(self, index: int) -> dict[str, InputStatistics]:
-        """Statistics of one block's inputs, by group name.
-
-        Parameters
-        ----------
-        index : int
-            Position of the block.
-        """
+        """Statistics of one block's inputs, by group name."""
         return {group: stats for (block, group), stats in self.inputs.items() if block == index}
 
     @property

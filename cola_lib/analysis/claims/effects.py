@@ -54,15 +54,7 @@ DEFAULT = Options()
 
 
 def calibrated(frame: pd.DataFrame, capability: str | None = None) -> pd.DataFrame:
-    """Keep the rows of cells that read calibration data.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores.
-    capability : str, optional
-        Only this one.
-    """
+    """Keep the rows of cells that read calibration data."""
     rows = frame[frame["source"].notna()]
     if rows.empty:
         raise DataError("no cell of the frame was calibrated on a source, so there is nothing to test")
@@ -70,22 +62,7 @@ def calibrated(frame: pd.DataFrame, capability: str | None = None) -> pd.DataFra
 
 
 def at(frame: pd.DataFrame, column: str, value: Hashable | Sequence[Hashable]) -> pd.DataFrame:
-    """Keep the rows with a value in a column, or with one of several.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores.
-    column : str
-        Column.
-    value : hashable, or list or tuple of them
-        Wanted; all are needed.
-
-    Raises
-    ------
-    DataError
-        If the column or a value is not there, with those that are.
-    """
+    """Keep the rows with a value in a column, or with one of several."""
     present = values_of(frame, column)
     wanted = value if isinstance(value, list | tuple) else [value]
     missing = [one for one in wanted if one not in present]
@@ -95,40 +72,14 @@ def at(frame: pd.DataFrame, column: str, value: Hashable | Sequence[Hashable]) -
 
 
 def values_of(frame: pd.DataFrame, column: str) -> list[Hashable]:
-    """List the values of a column, in order of appearance and without missing ones.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores.
-    column : str
-        Column.
-
-    Raises
-    ------
-    DataError
-        If it is not there.
-    """
+    """List the values of a column, in order of appearance and without missing ones."""
     if column not in frame:
         raise DataError(f"the frame has no column {column!r}, which this claim needs; give it as a label of the grid")
     return list(frame[column].dropna().unique())
 
 
 def among(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Keep the rows of some methods, whatever their strength.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores.
-    methods : sequence of str
-        At least one must be there.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
+    """Keep the rows of some methods, whatever their strength."""
     rows = frame[frame["method"].isin(list(methods))]
     if rows.empty:
         present = ", ".join(map(str, frame["method"].unique()))
@@ -137,38 +88,14 @@ def among(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def parts(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Split into the parts of a claim, and name each.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores.
-    *columns : str
-        What tells parts apart; ``"source"`` is named only where there are several.
-
-    Yields
-    ------
-    str, pandas.DataFrame
-        Name and rows.
-    """
+    """Split into the parts of a claim, and name each."""
     named = [column != "source" or frame["source"].nunique() > 1 for column in columns]
     for values, rows in frame.groupby(list(columns), sort=False):
         yield " · ".join(str(value) for value, keep in zip(values, named, strict=True) if keep), rows
 
 
 def gain_of(score: str) -> Statistic:
-    """Make the statistic that says how much better the first of two conditions is than the second.
-
-    Parameters
-    ----------
-    score : str
-        One of :data:`cola_lib.analysis.scores.SCORES`.
-
-    Returns
-    -------
-    callable
-        As a share of the second one's score, or as a difference for a score that is told so; above 0 is better.
-    """
+    """Make the statistic that says how much better the first of two conditions is than the second."""
     kind = score_named(score)
     sign = 1.0 if kind.lower_is_better else -1.0
 
@@ -179,13 +106,7 @@ def gain_of(score: str) -> Statistic:
 
 
 def unit_of(score: str) -> str:
-    """Name the unit of :func:`gain_of`.
-
-    Parameters
-    ----------
-    score : str
-        One of :data:`cola_lib.analysis.scores.SCORES`.
-    """
+    """Name the unit of :func:`gain_of`."""
     if not score_named(score).relative:
         return POINTS
     return SHARE if score.endswith("bits_per_byte") else SHARE_OF_OTHER
@@ -263,19 +184,7 @@ def combine(
     margin: float | None = None,
     note: str = "",
 ) -> Finding:
-    """Test a function of the scores of several conditions.
-
-    Parameters
-    ----------
-    frames : sequence of pandas.DataFrame
-        Rows of one condition and capability each.
-    statistic, draws, by_task, unbiased
-        As in :func:`cola_lib.analysis.bootstrap.estimate`.
-    unit : str, optional
-        Default is that of the score.
-    claim, part, options, kind, margin, note
-        As in :func:`compare`.
-    """
+    """Test a function of the scores of several conditions."""
     found = estimate(
         [condition(rows, options.score) for rows in frames],
         statistic,
@@ -301,17 +210,7 @@ def finding_of(
     margin: float | None = None,
     note: str = "",
 ) -> Finding:
-    """Turn an estimate into a finding.
-
-    Parameters
-    ----------
-    found : Estimate
-        On the scale of the claim's ``null``.
-    frames : sequence of pandas.DataFrame
-        What it was computed from.
-    claim, part, unit, kind, margin, note
-        As in :func:`combine`.
-    """
+    """Turn an estimate into a finding."""
     about = CLAIMS[claim]
     margin = about.margin if margin is None else margin
     single = "a single draw: the interval is over items only" if found.over == "items" else ""
@@ -342,11 +241,5 @@ def _equivalence(found: Estimate, margin: float) -> float:
 
 
 def cells_of(*frames: pd.DataFrame) -> tuple[str, ...]:
-    """List the fingerprints of the cells that rows come from.
-
-    Parameters
-    ----------
-    *frames : pandas.DataFrame
-        Without a column ``cell`` there are none to name.
-    """
+    """List the fingerprints of the cells that rows come from."""
     return tuple(dict.fromkeys(cell for rows in frames if "cell" in rows for cell in rows["cell"].unique()))

@@ -18,52 +18,7 @@ Kind = Literal["above", "within"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of a claim, with the numbers that decide it.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`cola_lib.analysis.claims.CLAIMS`.
-    part : str
-        Which part of the claim: method, capability, source.
-    value, low, high : float
-        Estimate (not a number where there is too little to make one) and ends of its 95 % interval, signed so that
-        the paper says "above ``null``".
-    unit : str
-        One of :data:`cola_lib.analysis.claims.table.UNITS`; values are kept as shares, not per cent.
-    p_value : float
-        Two-sided, of the value being ``null``; for equivalence see ``kind``.
-    n_draws, n_items : int
-        What it rests on; no items for a correlation over cells.
-    cells : tuple of str
-        Fingerprints of the cells behind it.
-    note : str
-        What a reader should know.
-    null, margin : float
-        See :class:`cola_lib.analysis.claims.Claim`.
-    kind : {"above", "within"}
-        Whether the claim says that the value is above ``null``, or that it is within ``margin`` of 0 either way. Then
-        ``p_value`` is that of two one-sided tests, each at half the level: it is below 0.05 exactly if the whole 95 %
-        interval is inside (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987, who would let the 90 %
-        interval decide).
-    over : {"draws and items", "draws", "items", "sources"}
-        What the interval covers.
-    p_holm : float, optional
-        Adjusted for the family, once judged.
-    verdict : Verdict, optional
-        Once judged.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Finding
-    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
-    >>> finding.text
-    '+3.00 [+1.00, +5.00] % of bits per byte'
-    >>> finding.says
-    '> 0'
-    >>> Finding.from_dict(finding.to_dict()) == finding
-    True
-    """
+    """One part of a claim, with the numbers that decide it."""
 
     claim: str
     part: str
@@ -113,20 +68,7 @@ class Finding:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Finding:
-        """Read what :meth:`to_dict` gave.
-
-        Parameters
-        ----------
-        values : dict
-            Plain values.
-
-        Raises
-        ------
-        DataError
-            If one of them is of the wrong kind.
-        KeyError, TypeError, ValueError, UnknownNameError
-            If they are something else altogether.
-        """
+        """Read what :meth:`to_dict` gave."""
         said, value = values["verdict"], values["value"]
         numbers = {name: each for name, each in values.items() if name not in ("verdict", "value")}
         if wrong := misfit(cls, numbers | {"value": 0.0 if value is None else value}):

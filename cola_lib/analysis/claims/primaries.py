@@ -75,14 +75,7 @@ CONCAVITY = (4, 64, 128, 512)
 
 
 class Decision(StrEnum):
-    """What the evidence says of a claim's primary number.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.claims.primaries import Decision
-    >>> [str(decision) for decision in Decision]
-    ['reproduced', 'reversed', 'negligible', 'undecided']
-    """
+    """What the evidence says of a claim's primary number."""
 
     REPRODUCED = "reproduced"
     REVERSED = "reversed"
@@ -96,15 +89,7 @@ Weights = dict[str, dict[Part, float]]
 
 @dataclass(frozen=True)
 class Estimated:
-    """A number with its interval, signed so that the paper says "above 0".
-
-    Parameters
-    ----------
-    name : str
-        Of the part, or of the claim.
-    interval : Interval
-        In logarithms.
-    """
+    """A number with its interval, signed so that the paper says "above 0"."""
 
     name: str
     interval: Interval
@@ -118,27 +103,7 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Primary:
-    """The primary number of a claim, and what it comes to.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`cola_lib.analysis.claims.CLAIMS`.
-    number : Estimated
-        Mean over the parts.
-    parts : tuple of Estimated
-        Each by itself; they are exploratory.
-    margin : float
-        Effects up to here are negligible, as a logarithm.
-    within : bool
-        Whether the claim says that the number lies within the margin, and not that it is above 0.
-    cells : tuple of str
-        Fingerprints of the cells behind it.
-    p_holm : float, optional
-        Two-sided p-value, corrected for all primary numbers of the book.
-    decision : Decision, optional
-        Once judged.
-    """
+    """The primary number of a claim, and what it comes to."""
 
     claim: str
     number: Estimated
@@ -170,19 +135,6 @@ class Primary:
 def generality(number: Estimated, parts: Sequence[Estimated]) -> str:
     """Say whether an effect is the same in all parts.
 
-    Parameters
-    ----------
-    number : Estimated
-        Mean of the parts.
-    parts : sequence of Estimated
-        By themselves.
-
-    Returns
-    -------
-    str
-        ``"uniform"`` if the upper end of the 95 % interval of the spread between parts is below half of the mean;
-        ``"mixed"`` if the parts differ by Cochran's Q at 5 %; otherwise ``"unknown"``, as with fewer than three parts.
-
     Notes
     -----
     The interval of the spread is the Q profile (Viechtbauer, Statistics in Medicine 26, 2007). Parts share items and
@@ -206,21 +158,7 @@ def generality(number: Estimated, parts: Sequence[Estimated]) -> str:
 
 
 class Sets:
-    """The calibration sets of a frame of scores.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores of one model, from a store. A score that occurs in several cells counts once.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import simulated_grid
-    >>> from cola_lib.analysis.claims.primaries import Sets
-    >>> sets = Sets(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]))
-    >>> sets.find(source="c4")
-    'source=c4'
-    """
+    """The calibration sets of a frame of scores."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         rows = decisive(frame[frame["source"].notna() & ~frame["label"].str.contains("training")])
@@ -246,18 +184,7 @@ class Sets:
         return number.map(dict(zip(number[~number.duplicated()], names, strict=True)))
 
     def find(self, **labels: Any) -> str:
-        """Name the one set that has these labels.
-
-        Parameters
-        ----------
-        **labels
-            Values; ``None`` for a label that the set has not. Of several that fit, the one with the most cells counts.
-
-        Raises
-        ------
-        DataError
-            If there is none.
-        """
+        """Name the one set that has these labels."""
         fitting = [name for name, own in self._labels.items() if all(self._is(own, k, v) for k, v in labels.items())]
         if not fitting:
             told = ", ".join(f"{name} {value}" for name, value in labels.items())
@@ -270,22 +197,7 @@ class Sets:
         return bool(pd.isna(found)) if value is None else bool(found == value)
 
     def parts(self, names: Sequence[str], methods: Sequence[str] | None, capabilities: Sequence[str]) -> list[Part]:
-        """Methods and capabilities under which all of some sets have scores.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Sets.
-        methods : sequence of str, optional
-            Default: all.
-        capabilities : sequence of str
-            Wanted.
-
-        Raises
-        ------
-        DataError
-            If there is none.
-        """
+        """Methods and capabilities under which all of some sets have scores."""
         first, *others = (self._rows[name] for name in names)
         shared = [
             (label, capability)
@@ -301,17 +213,7 @@ class Sets:
         return shared
 
     def estimate(self, name: str, weights: Weights, nested: bool) -> Estimated:
-        """Estimate a weighted sum of log scores.
-
-        Parameters
-        ----------
-        name : str
-            Of the number.
-        weights : dict
-            Of sets, methods and capabilities.
-        nested : bool
-            Whether the sets have their draws in common.
-        """
+        """Estimate a weighted sum of log scores."""
         draws = frozenset.intersection(*(self._draws(key, own) for key, own in weights.items())) if nested else None
         sets = []
         for key, own in weights.items():
@@ -320,13 +222,7 @@ class Sets:
         return Estimated(name, weighted_sum(sets))
 
     def cells(self, weights: Weights) -> tuple[str, ...]:
-        """Fingerprints of the cells behind a weighted sum.
-
-        Parameters
-        ----------
-        weights : dict
-            As in :meth:`estimate`.
-        """
+        """Fingerprints of the cells behind a weighted sum."""
         rows = [self._rows[key][part] for key, own in weights.items() for part in own]
         return tuple(dict.fromkeys(cell for each in rows if "cell" in each for cell in each["cell"]))
 
@@ -529,20 +425,7 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
 
 
 def primary(claim: str, sets: Sets) -> Primary:
-    """Compute the primary number of a claim.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`RULES`.
-    sets : Sets
-        Scores.
-
-    Raises
-    ------
-    DataError
-        If sets that the claim needs have not been evaluated.
-    """
+    """Compute the primary number of a claim."""
     rule = RULES[claim]
     parts = rule.parts(sets)
     mean: Weights = {}
@@ -562,20 +445,7 @@ def primary(claim: str, sets: Sets) -> Primary:
 
 
 def primaries(frame: pd.DataFrame) -> tuple[dict[str, Primary], dict[str, str]]:
-    """Compute and judge the primary number of every claim that a frame of scores can judge.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores of one model, from a store.
-
-    Returns
-    -------
-    primaries : dict of str to Primary
-        By claim, judged together.
-    missing : dict of str to str
-        For each other claim of :data:`RULES`, what its number lacks.
-    """
+    """Compute and judge the primary number of every claim that a frame of scores can judge."""
     sets = Sets(frame)
     found: dict[str, Primary] = {}
     missing: dict[str, str] = {}
@@ -589,16 +459,6 @@ def primaries(frame: pd.DataFrame) -> tuple[dict[str, Primary], dict[str, str]]:
 
 def judged(numbers: Sequence[Primary]) -> Iterator[Primary]:
     """Judge primary numbers together, with Holm's correction over all of them.
-
-    Parameters
-    ----------
-    numbers : sequence of Primary
-        All of the book.
-
-    Yields
-    ------
-    Primary
-        With ``p_holm`` and ``decision``.
 
     Notes
     -----
@@ -629,18 +489,7 @@ def _decide(number: Primary, p_holm: float) -> Decision:
 
 
 def primary_table(numbers: Mapping[str, Primary]) -> pd.DataFrame:
-    """Tabulate primary numbers for a reader.
-
-    Parameters
-    ----------
-    numbers : mapping of str to Primary
-        By claim.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per claim: ``claim``, ``number``, ``range of parts``, ``verdict``, ``generality``, ``draws``, ``items``.
-    """
+    """Tabulate primary numbers for a reader."""
     rows = []
     for claim, each in numbers.items():
         values = [100 * np.expm1(part.interval.value) for part in each.parts]
@@ -660,18 +509,7 @@ def primary_table(numbers: Mapping[str, Primary]) -> pd.DataFrame:
 
 
 def part_table(numbers: Mapping[str, Primary]) -> pd.DataFrame:
-    """Tabulate the parts behind primary numbers: they are exploratory, and are not judged.
-
-    Parameters
-    ----------
-    numbers : mapping of str to Primary
-        By claim.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per part: ``claim``, ``part``, ``number``, ``differs from the mean``.
-    """
+    """Tabulate the parts behind primary numbers: they are exploratory, and are not judged."""
     return pd.DataFrame(
         [
             {

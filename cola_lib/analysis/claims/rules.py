@@ -25,34 +25,7 @@ MARGIN = 0.005
 
 
 def verdict(low: float, high: float, *, margin: float = MARGIN) -> Verdict:
-    """Judge the claim that an effect is positive.
-
-    Parameters
-    ----------
-    low, high : float
-        Ends of the effect's 95 % interval, as a share of the baseline (bits per byte) or as a difference of
-        accuracies; signed so that the claim says "above 0".
-    margin : float
-        Effects up to here count as none.
-
-    Returns
-    -------
-    Verdict
-        *Reproduced* if the whole interval is above 0; *not reproduced* if the whole interval is below the margin, so
-        that the effect is negligible or reversed; otherwise *undecided*. An interval above 0 and below
-        the margin is a real effect too small to matter, and counts as not reproduced.
-
-    Raises
-    ------
-    ValueError
-        If ``low`` is above ``high``, or one of them is not a number.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import verdict
-    >>> str(verdict(0.01, 0.03)), str(verdict(-0.03, -0.01)), str(verdict(-0.01, 0.02))
-    ('reproduced', 'not reproduced', 'undecided at this power')
-    """
+    """Judge the claim that an effect is positive."""
     if not low <= high:
         raise ValueError(f"an interval from {low} to {high} is none")
     if high < margin:

@@ -26,33 +26,14 @@ FEWSHOT_SEED = 1234
 
 
 class CodeScorer:
-    """Stands in for the metric ``code_eval``, which a definition downloads, and which runs programs unguarded.
-
-    Parameters
-    ----------
-    limits : Limits
-        What a program may use.
-
-    Attributes
-    ----------
-    runs : list of CodeRun
-        One for each program, in the order in which they were scored.
-    """
+    """Stands in for the metric ``code_eval``, which a definition downloads, and which runs programs unguarded."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.runs: list[CodeRun] = []
 
     def share(self, references: str | Sequence[str], predictions: Sequence[str | Sequence[str]]) -> float:
-        """Share of the programs that pass.
-
-        Parameters
-        ----------
-        references : str or sequence of str
-            Tests of each item.
-        predictions : sequence of str, or of sequences of str
-            What was generated for each item.
-        """
+        """Share of the programs that pass."""
         tests = [references] if isinstance(references, str) else references
         candidates = [[one] if isinstance(one, str) else one for one in predictions]
         passed = []
@@ -73,13 +54,7 @@ class CodeScorer:
             return CodeRun("failed", str(error), exit_code=-1, seconds=0.0, cpu_seconds=0.0)
 
     def metric(self, task: str) -> Callable[..., Any]:
-        """Give the function by the name, and with the result, that the definition of the task expects.
-
-        Parameters
-        ----------
-        task : str
-            ``"humaneval"`` or ``"mbpp"``.
-        """
+        """Give the function by the name, and with the result, that the definition of the task expects."""
 
         def pass_at_k(references: Any, predictions: Any, k: Any = None) -> dict[str, float]:
             return {"pass@1": self.share(references, predictions)}
@@ -105,19 +80,7 @@ def tasks_folder() -> Path:
 
 
 def definition(task: HarnessTask) -> dict[str, Any]:
-    """Read a task's official definition.
-
-    Parameters
-    ----------
-    task : HarnessTask
-        Any of the table.
-
-    Returns
-    -------
-    dict
-        As in the file, its functions imported. Of a task that runs code, the functions are replaced by their names:
-        to import the module that holds them is to download a metric and to run a program.
-    """
+    """Read a task's official definition."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(tasks_folder() / task.yaml, resolve_func=not task.code)
@@ -127,17 +90,7 @@ def definition(task: HarnessTask) -> dict[str, Any]:
 
 
 def with_sandbox(task: HarnessTask, config: dict[str, Any], scorer: CodeScorer) -> dict[str, Any]:
-    """Put the sandbox where a definition names the functions of its module.
-
-    Parameters
-    ----------
-    task : HarnessTask
-        That runs code.
-    config : dict
-        Its definition, functions by name.
-    scorer : CodeScorer
-        What runs the programs.
-    """
+    """Put the sandbox where a definition names the functions of its module."""
     (metric,) = config["metric_list"]
     config = {**config, "metric_list": [{**metric, "metric": scorer.metric(task.name)}]}
     if task.name == "humaneval":
@@ -167,19 +120,7 @@ def with_packaged_items(
     wanted: Sequence[PublishedItem],
     examples: Sequence[PublishedItem],
 ) -> dict[str, Any]:
-    """Put packaged items behind a definition.
-
-    Parameters
-    ----------
-    task : HarnessTask
-        Any with a source.
-    config : dict
-        Its definition.
-    wanted : sequence of PublishedItem
-        To be evaluated.
-    examples : sequence of PublishedItem
-        From which solved examples may be taken; if there are none, they are taken from the other items evaluated.
-    """
+    """Put packaged items behind a definition."""
     from datasets import Dataset, DatasetDict, disable_progress_bars
 
     disable_progress_bars()
@@ -203,20 +144,7 @@ def with_packaged_items(
 
 
 def build(suite: HarnessSuite, scorers: dict[str, CodeScorer]) -> list[Task | Group]:
-    """Make lm-eval's tasks, in their groups.
-
-    Parameters
-    ----------
-    suite : HarnessSuite
-        Which.
-    scorers : dict of str to CodeScorer
-        Filled with one for each task that runs code.
-
-    Raises
-    ------
-    DataError
-        If data from the hub cannot be had.
-    """
+    """Make lm-eval's tasks, in their groups."""
     from lm_eval.api.group import Group
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -266,11 +194,5 @@ class Quiet(logging.Filter):
     _REMARKS = ("Custom kwargs can be passed", "`pretrained` model kwarg is not", "Passed an already-initialized model")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is kept.
-
-        Parameters
-        ----------
-        record : logging.LogRecord
-            Any.
-        """
+        """Say whether a record is kept."""
         return not any(remark in record.getMessage() for remark in self._REMARKS)

@@ -137,28 +137,7 @@ class HarnessResult:
 
 
 def interval(value: np.ndarray, weight: np.ndarray, metric: str) -> tuple[float, float]:
-    """Find a 95 % interval of a metric.
-
-    Parameters
-    ----------
-    value, weight : ndarray of shape (n_items,)
-        The metric's sum over an item, and the units that it is spread over.
-    metric : str
-        Decides on the units of the result.
-
-    Returns
-    -------
-    low, high : float
-        NaN for fewer than two items.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.evaluate.harness import interval
-    >>> low, high = interval(np.array([1.0, 0.0, 1.0, 1.0]), np.ones(4), "acc")
-    >>> round(float(low), 2), round(float(high), 2)
-    (0.3, 0.95)
-    """
+    """Find a 95 % interval of a metric."""
     n = len(value)
     if n < 2:
         return math.nan, math.nan
@@ -175,13 +154,7 @@ def interval(value: np.ndarray, weight: np.ndarray, metric: str) -> tuple[float,
 
 
 def plain(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce a report to what JSON can hold, as lm-eval does when it writes one.
-
-    Parameters
-    ----------
-    report : mapping
-        From lm-eval.
-    """
+    """Reduce a report to what JSON can hold, as lm-eval does when it writes one."""
     return json.loads(json.dumps(report, default=_plain_value, ensure_ascii=False))
 
 
@@ -192,33 +165,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def result_of(report: Mapping[str, Any]) -> HarnessResult:
-    """Read a report back.
-
-    Parameters
-    ----------
-    report : mapping
-        From :meth:`HarnessResult.to_dict`, possibly by way of JSON.
-
-    Returns
-    -------
-    HarnessResult
-        The same report.
-
-    Raises
-    ------
-    DataError
-        If it is something else.
-
-    Examples
-    --------
-    >>> from cola_lib.errors import DataError
-    >>> from cola_lib.evaluate.harness.result import result_of
-    >>> try:
-    ...     result_of({"results": {}})
-    ... except DataError as error:
-    ...     print(type(error).__name__)
-    DataError
-    """
+    """Read a report back."""
     absent = [key for key in ("results", "samples", "versions", OWN) if key not in report]
     if absent:
         raise DataError(f"not a report of cola evaluate --backend lm-eval: it has no {absent[0]!r}")

@@ -37,34 +37,6 @@ def run_harness(
 ) -> HarnessResult:
     """Evaluate a model with lm-eval.
 
-    Parameters
-    ----------
-    lm : LanguageModel
-        The model; it is left as it is.
-    suite : HarnessSuite
-        From :func:`~cola_lib.evaluate.harness.harness_suite`.
-    batch_size : int
-        Requests that run together. It changes time and memory, and the numbers by rounding only.
-    bootstrap_iters : int
-        For lm-eval's own standard errors; 0 leaves them out. :meth:`HarnessResult.summary` has intervals in any case.
-    allow_code_execution : bool
-        Must be true for tasks that run what the model writes.
-    progress : bool
-        Show lm-eval's bars.
-
-    Returns
-    -------
-    HarnessResult
-
-    Raises
-    ------
-    SandboxError
-        If a task runs generated code and that is not allowed, or cannot be contained here; before anything is computed.
-    SpecError
-        If ``batch_size`` is not positive, or the tokenizer has no chat template and one is asked for.
-    DataError
-        If the data cannot be had.
-
     Notes
     -----
     lm-eval is imported here, which takes 15 to 30 s. ``lm_eval.simple_evaluate`` is not used: it sets the global random

