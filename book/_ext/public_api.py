@@ -53,6 +53,10 @@ ARGUMENTS = (
     "errors.ColaError",
     "export.Export",
     "models.LanguageModel",
+    "registry.PluginError",
+    "registry.Registry",
+    "registry.load_plugin",
+    "registry.load_plugins",
 )
 """What the front door takes or returns, and plugins are given."""
 
@@ -87,7 +91,6 @@ def taught() -> dict[str, Any]:
     found += [_named(f"cola_lib.api.{name}") for name in public_names("cola_lib.api")]
     found += [*METHODS.values(), *STRATEGIES.values()]
     found += [_named(f"cola_lib.{name}") for name in ARGUMENTS]
-    found += [_named(f"cola_lib.registry.{name}") for name in public_names("cola_lib.registry")]
     found += [_named(name) for source in _programs() for name in _imported(source)]
     objects = {id(each): inspect.unwrap(each) for each in found if callable(each)}.values()
     ours = [each for each in objects if getattr(each, "__module__", "").startswith("cola_lib")]
