@@ -55,7 +55,7 @@ def test_a_pruned_checkpoint_has_a_report_of_its_zeros(compress, tmp_path):
         (("--method", "wanda"), "wanda makes no integers to pack"),
         (("--method", "gptq", "--act-order"), "add static_groups"),
         (("--method", "smoothquant", "--bits", 4), "smoothquant W4A8 cannot be written"),
-        (("--method", "rtn", "--static-groups"), "--static-groups says nothing to rtn"),
+        (("--method", "rtn", "--static-groups"), "--static-groups has no effect with rtn"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_before_any_work(compress, no_work, options, message):  # noqa: F811

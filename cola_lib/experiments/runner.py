@@ -315,7 +315,7 @@ class _Grid:
                 f"{what}: computed again, cell {cell.key.fingerprint} differs from what is stored by {largest:.1%} "
                 f"in a capability's bits per byte, more than {TOLERANCE:.0%}: stored "
                 f"{pooled[0].round(4).to_dict()}, now {pooled[1].round(4).to_dict()}. If an algorithm was changed on "
-                "purpose, raise its number in cola_lib/revisions.py; otherwise look for what broke"
+                "purpose, raise its number in cola_lib/registry.py; otherwise look for what broke"
             )
         return SpotCheck(cell.key.fingerprint, what, largest)
 
