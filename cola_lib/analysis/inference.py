@@ -258,7 +258,7 @@ def weighted_sum(sets: Sequence[WeightedSet]) -> Interval:
         dof=_satterthwaite([(one.variance, one.dof) for one in (*draws, by_items)]),
         se_draws=float(np.sqrt(by_draws)),
         se_items=float(np.sqrt(by_items.variance)),
-        n_draws=min(len(one.draw_names) for one in sets),
+        n_draws=min(len(one.draw_names) for one in sets if one.draw_names),
         n_items=sum(len(scores.items) for scores in same.values()),
     )
 
