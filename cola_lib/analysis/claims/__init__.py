@@ -1,5 +1,6 @@
 """Claims of the paper: a test for each, the rule for verdicts, the scorecard."""
 
+from cola_lib.analysis.claims.characteristics import World, coverage, simulated_intervals, verdict_chances
 from cola_lib.analysis.claims.comparisons import (
     DOMAINS,
     c1_length,
@@ -11,6 +12,7 @@ from cola_lib.analysis.claims.comparisons import (
     c9_domain_cost,
 )
 from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
+from cola_lib.analysis.claims.decisions import Decision, Estimated, Primary, judged
 from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
@@ -20,6 +22,7 @@ from cola_lib.analysis.claims.findings import (
     overall,
 )
 from cola_lib.analysis.claims.prediction import c11_mechanism, c17_proxy
+from cola_lib.analysis.claims.primaries import RULES, Rule, part_table, primaries, primary_markdown, primary_table
 from cola_lib.analysis.claims.rules import MARGIN, Verdict, matters, verdict
 from cola_lib.analysis.claims.scorecard import scorecard, scorecard_markdown, scorecard_parts
 from cola_lib.analysis.claims.selection import (
@@ -34,6 +37,20 @@ from cola_lib.analysis.claims.selection import (
 from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim, register_claim
 
 __all__ = [
+    "RULES",
+    "Decision",
+    "Estimated",
+    "Primary",
+    "Rule",
+    "World",
+    "coverage",
+    "judged",
+    "part_table",
+    "primaries",
+    "primary_markdown",
+    "primary_table",
+    "simulated_intervals",
+    "verdict_chances",
     "CLAIMS",
     "DOMAINS",
     "MARGIN",
