@@ -24,7 +24,7 @@ from cola_lib.analysis.claims.findings import (
 from cola_lib.analysis.claims.prediction import c11_mechanism, c17_proxy
 from cola_lib.analysis.claims.primaries import RULES, Rule, part_table, primaries, primary_markdown, primary_table
 from cola_lib.analysis.claims.rules import MARGIN, Verdict, matters, verdict
-from cola_lib.analysis.claims.scorecard import scorecard, scorecard_markdown, scorecard_parts
+from cola_lib.analysis.claims.scorecard import scorecard, scorecard_parts
 from cola_lib.analysis.claims.selection import (
     c12_over_random,
     c13_over_self_generated,
@@ -88,7 +88,6 @@ __all__ = [
     "overall",
     "register_claim",
     "scorecard",
-    "scorecard_markdown",
     "scorecard_parts",
     "verdict",
 ]

@@ -411,7 +411,8 @@ def primary_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
     pandas.DataFrame
         One row per claim and stage: ``claim``, ``title``, ``paper``, ``stage``, ``number``, ``recovered`` (share of the
         damage), ``parts`` (their range and how many there are), ``verdict``, ``generality``, ``apart`` (parts that
-        differ from the mean), ``draws``, ``items`` and ``cells``.
+        differ from the mean), ``draws``, ``items`` and ``cells``; in per cent ``value``, ``low`` and ``high``, and
+        ``lowest`` and ``highest`` of the parts.
 
     Examples
     --------
@@ -421,26 +422,33 @@ def primary_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
     >>> primary_table(stages)[["claim", "number", "verdict"]].to_dict("records")
     [{'claim': 'P5', 'number': '+5.1 [+3.0, +7.3] %', 'verdict': 'reproduced'}]
     """
-    columns = ["claim", "title", "paper", "stage", "number", "recovered", "parts", "verdict", "generality", "apart"]
-    rows = [
-        {
-            "claim": f"P{claim[1:]}",
-            "title": title(claim),
-            "paper": CLAIMS[claim.rstrip("ab")].paper,
-            "stage": stage,
-            "number": each.number.text,
-            "recovered": each.recovered.text.removesuffix(" of the damage") if each.recovered else "",
-            "parts": _range(each.parts),
-            "verdict": str(each.decision),
-            "generality": each.generality,
-            "apart": len(each.apart),
-            "draws": each.number.interval.n_draws,
-            "items": each.number.interval.n_items,
-            "cells": len(each.cells),
-        }
-        for stage, claim, each in _rows(stages)
-    ]
-    return pd.DataFrame(rows, columns=[*columns, "draws", "items", "cells"])
+    rows = []
+    for stage, claim, each in _rows(stages):
+        low, high = each.number.interval.ends()
+        values = [part.shown(part.interval.value) for part in each.parts]
+        rows.append(
+            {
+                "claim": f"P{claim[1:]}",
+                "title": title(claim),
+                "paper": CLAIMS[claim.rstrip("ab")].paper,
+                "stage": stage,
+                "number": each.number.text,
+                "recovered": each.recovered.text.removesuffix(" of the damage") if each.recovered else "",
+                "parts": _range(each.parts),
+                "verdict": str(each.decision),
+                "generality": each.generality,
+                "apart": len(each.apart),
+                "draws": each.number.interval.n_draws,
+                "items": each.number.interval.n_items,
+                "cells": len(each.cells),
+                "value": each.number.shown(each.number.interval.value),
+                "low": each.number.shown(low),
+                "high": each.number.shown(high),
+                "lowest": min(values),
+                "highest": max(values),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def part_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
