@@ -220,6 +220,11 @@ def has_cells(store: str | os.PathLike[str]) -> bool:
     store : str or path
         Folder of the results.
 
+    Returns
+    -------
+    bool
+        Whether there are any.
+
     Examples
     --------
     >>> from cola_lib.verdicts import has_cells

@@ -162,9 +162,10 @@ def test_the_command_prints_primary_numbers_and_writes_them_into_a_page(tmp_path
         assert (row["claim"], row["stage"], row["verdict"]) == ("P5", "pilot", "reproduced")
         table = primary_markdown(stages(store)[0])
         assert page.read_text() == f"before\n\n{BEGIN}\n\n{table}\n{END}\n\nafter\n"
-    assert "P1 has no number" in result.stderr
-    (part,) = json.loads(claims("--store", str(store), "--parts", "--json").stdout)
-    assert part["part"] == "wanda · code"
+    assert "no number yet for P1, P2" in result.stderr
+    shown = claims("--store", str(store), "--parts", "--json")
+    (part,) = json.loads(shown.stdout)
+    assert part["part"] == "wanda · code" and "P1 has no number: no calibration set" in shown.stderr
     with pytest.raises(DataError, match="no place for the scorecard"):
         with_scorecard("no place", table)
 

@@ -55,7 +55,7 @@ from cola_lib.analysis.claims import (
 )
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
-from cola_lib.analysis.inference import Interval, LogScore, WeightedSet, log_scores, weighted_sum
+from cola_lib.analysis.inference import Interval
 from cola_lib.analysis.league import Ranking, mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
@@ -99,10 +99,6 @@ __all__ = [
     "simulated_intervals",
     "verdict_chances",
     "Interval",
-    "LogScore",
-    "WeightedSet",
-    "log_scores",
-    "weighted_sum",
     "BY",
     "CLAIMS",
     "DOMAINS",

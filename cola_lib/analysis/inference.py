@@ -56,6 +56,13 @@ class Interval:
         Fewest draws of a set.
     n_items : int
         Items, over all capabilities.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Interval
+    >>> interval = Interval(0.05, 0.01, dof=20, se_draws=0.008, se_items=0.006, n_draws=10, n_items=40)
+    >>> [round(end, 3) for end in interval.ends()]
+    [0.029, 0.071]
     """
 
     value: float

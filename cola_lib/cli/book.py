@@ -85,8 +85,8 @@ def claims(
 ) -> None:
     """Print the scorecard: for each claim of the paper one number with a 95 % interval, verdict and generality.
 
-    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. What a
-    claim still lacks is said on standard error.
+    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. Claims that
+    lack cells or draws are named on standard error.
     """
     from cola_lib.analysis import part_table, primary_markdown, primary_table, scorecard, scorecard_parts
     from cola_lib.verdicts import has_cells, has_findings, recorded, stages, with_scorecard
@@ -102,7 +102,10 @@ def claims(
         store = store or next(filter(has_cells, FINDINGS), FINDINGS[-1])
         numbers, missing = stages(store)
         for stage, reasons in missing.items():
-            for claim, reason in reasons.items():
+            if reasons and not parts:
+                names = ", ".join(f"P{claim[1:]}" for claim in reasons)
+                typer.echo(f"{stage}: no number yet for {names}; --parts says what they lack", err=True)
+            for claim, reason in reasons.items() if parts else ():
                 typer.echo(f"{stage}: P{claim[1:]} has no number: {reason}", err=True)
         if into is not None:
             _write_into(into, lambda page: with_scorecard(page, primary_markdown(numbers)))

@@ -135,13 +135,13 @@ def primary_strip(table: pd.DataFrame, *, xlabel: str = "primary number (%), sig
 
 
 def verdict_chances(table: pd.DataFrame) -> Figure:
-    """Draw the chances of each verdict by the true effect, one panel for each number of draws.
+    """Draw the chances of each verdict by the true effect.
 
     Parameters
     ----------
     table : DataFrame
-        From :func:`cola_lib.analysis.verdict_chances`, with a column ``draws``. Effects are logarithms, drawn in per
-        cent.
+        From :func:`cola_lib.analysis.verdict_chances`, with a column ``panel`` of titles. Effects are logarithms, drawn
+        in per cent.
 
     Returns
     -------
@@ -152,18 +152,19 @@ def verdict_chances(table: pd.DataFrame) -> Figure:
     >>> import pandas as pd
     >>> from cola_lib.figures import verdict_chances
     >>> table = pd.DataFrame({"effect": [0.0, 0.0], "verdict": ["reproduced", "undecided"], "share": [0.0, 1.0]})
-    >>> len(verdict_chances(table.assign(draws=3)).axes)
+    >>> len(verdict_chances(table.assign(panel="3 draws")).axes)
     1
     """
-    draws = list(dict.fromkeys(table["draws"]))
+    panels = list(dict.fromkeys(table["panel"]))
     palette = sns.color_palette("colorblind")
-    figure, axes = plt.subplots(1, len(draws), figsize=(8.5, 2.9), layout="constrained", sharey=True, squeeze=False)
-    for axis, n in zip(axes[0], draws, strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.5, 2.7), layout="constrained", sharey=True, squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
         for verdict, (_, color) in DECIDED.items():
-            own = table[(table["draws"] == n) & (table["verdict"] == verdict)].sort_values("effect")
+            own = table[(table["panel"] == panel) & (table["verdict"] == verdict)].sort_values("effect")
             axis.plot(100 * np.expm1(own["effect"]), 100 * own["share"], color=palette[color], label=verdict)
-        axis.set(title=f"{n} draws", xlabel="true number (%)")
+        axis.set_title(panel, fontsize="medium")
     axes[0, 0].set(ylabel="chance of the verdict (%)")
+    figure.supxlabel("true number (%)", fontsize="medium")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(DECIDED))
     return figure

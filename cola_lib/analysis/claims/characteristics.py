@@ -140,6 +140,10 @@ def coverage(intervals: Sequence[Interval], level: float = 0.95) -> float:
     level : float
         Of the intervals.
 
+    Returns
+    -------
+    float
+
     Examples
     --------
     >>> from cola_lib.analysis import Interval, coverage

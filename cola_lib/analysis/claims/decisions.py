@@ -24,7 +24,7 @@ class Decision(StrEnum):
 
     Examples
     --------
-    >>> from cola_lib.analysis.claims.primaries import Decision
+    >>> from cola_lib.analysis import Decision
     >>> [str(decision) for decision in Decision]
     ['reproduced', 'reversed', 'negligible', 'undecided']
     """
@@ -194,6 +194,13 @@ def judged(numbers: Sequence[Primary]) -> Iterator[Primary]:
     *Negligible*: the 90 % interval lies inside the margin, so that neither direction matters. *Reproduced* and
     *reversed*: the number is on that side of 0 after Holm's correction. A claim that says "within the margin" is
     reproduced by equivalence, and reversed if its interval lies outside. Below three draws nothing is decided.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Estimated, Interval, Primary, judged
+    >>> numbers = [Estimated("x", Interval(value, 0.01, 20, 0.01, 0.0, 10, 40)) for value in (0.05, 0.01)]
+    >>> [str(one.decision) for one in judged([Primary("C5", number, (), 0.005) for number in numbers])]
+    ['reproduced', 'undecided']
     """
     if not numbers:
         return
@@ -211,6 +218,10 @@ def decide(number: Primary, p_holm: float) -> Decision:
         Not judged yet.
     p_holm : float
         Its p-value, corrected for all primary numbers of the book.
+
+    Returns
+    -------
+    Decision
     """
     interval, (low, high) = number.number.interval, number.number.interval.ends()
     if interval.n_draws < LEAST_DRAWS:

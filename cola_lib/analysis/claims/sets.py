@@ -61,7 +61,7 @@ class Sets:
     Examples
     --------
     >>> from cola_lib.analysis import simulated_grid
-    >>> from cola_lib.analysis.claims.primaries import Sets
+    >>> from cola_lib.analysis.claims.sets import Sets
     >>> sets = Sets(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]))
     >>> sets.find(source="c4")
     'source=c4'
