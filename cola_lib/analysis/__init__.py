@@ -68,7 +68,14 @@ from cola_lib.analysis.proxy import (
     proxy_table,
     rank_correlations,
 )
-from cola_lib.analysis.ranks import Correlation, HeldOut, held_out_correlation, held_out_table, spearman
+from cola_lib.analysis.ranks import (
+    Correlation,
+    HeldOut,
+    held_out_correlation,
+    held_out_table,
+    mean_correlation,
+    spearman,
+)
 from cola_lib.analysis.retention import (
     BY,
     cell_table,
@@ -157,6 +164,7 @@ __all__ = [
     "judge_family",
     "matched_gains",
     "matters",
+    "mean_correlation",
     "mean_ranks",
     "measure_table",
     "needed_correlation",

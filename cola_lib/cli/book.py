@@ -85,8 +85,8 @@ def claims(
 ) -> None:
     """Print the scorecard: for each claim of the paper one number with a 95 % interval, verdict and generality.
 
-    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. Claims that
-    lack cells or draws are named on standard error.
+    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. Standard
+    error names the claims that lack cells or draws.
     """
     from cola_lib.analysis import part_table, primary_markdown, primary_table, scorecard, scorecard_parts
     from cola_lib.verdicts import has_cells, has_findings, recorded, stages, with_scorecard

@@ -115,11 +115,12 @@ def primary_strip(table: pd.DataFrame, *, xlabel: str = "primary number (%), sig
     palette = sns.color_palette("colorblind")
     figure, axis = plt.subplots(figsize=(8.5, 0.3 * len(table) + 1.4), layout="constrained")
     several = table["stage"].nunique() > 1
-    for place, row in enumerate(table.itertuples()):
-        marker, color = DECIDED[row.verdict]
-        axis.plot([row.lowest, row.highest], [place, place], color="0.8", linewidth=6, solid_capstyle="butt", zorder=1)
-        axis.plot([row.low, row.high], [place, place], color=palette[color], linewidth=2, zorder=2)
-        axis.plot(row.value, place, marker, color=palette[color], markersize=6, zorder=3)
+    numbers = table[["lowest", "highest", "low", "high", "value"]].to_numpy(np.float64)
+    for place, (verdict, (lowest, highest, low, high, value)) in enumerate(zip(table["verdict"], numbers, strict=True)):
+        marker, color = DECIDED[verdict]
+        axis.plot([lowest, highest], [place, place], color="0.8", linewidth=6, solid_capstyle="butt", zorder=1)
+        axis.plot([low, high], [place, place], color=palette[color], linewidth=2, zorder=2)
+        axis.plot(value, place, marker, color=palette[color], markersize=6, zorder=3)
     axis.axvline(0, color="0.35", linewidth=1, linestyle="--")
     names = table["claim"] + " " + table["title"] + ((" · " + table["stage"]) if several else "")
     axis.set_yticks(range(len(table)), names)

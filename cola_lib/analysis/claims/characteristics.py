@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -83,7 +83,7 @@ class World:
         both = self._shared(chance.normal(size=(self.n_methods + 1, self.n_capabilities, self.n_draws, self.n_items)))
         by_item = 1 + self.item_sd * items[:, :, None] + self.interaction_sd * both
         bits = 100 * np.exp(sd * draws)[..., None] * by_item
-        about = {
+        about: dict[str, Any] = {
             "weight": np.full(self.n_items, 100.0),
             "task": np.arange(self.n_items) % 2,
             "items": tuple(f"{i:04d}" for i in range(self.n_items)),

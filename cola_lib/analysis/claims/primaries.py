@@ -510,8 +510,8 @@ def primary_markdown(stages: Mapping[str, Mapping[str, Primary]]) -> str:
         about = [f"P{claim[1:]} {title(claim)}", CLAIMS[claim.rstrip("ab")].paper]
         for numbers in stages.values():
             each = numbers.get(claim)
-            said = f"{each.number.text}; parts {_range(each.parts)}" if each else "–"
-            about += [said, f"{each.decision}, {each.generality}" if each else "–"]
+            parts = f"; parts {_range(each.parts)}" if each and len(each.parts) > 1 else ""
+            about += [f"{each.number.text}{parts}", f"{each.decision}, {each.generality}"] if each else ["–", "–"]
         lines.append("| " + " | ".join(about) + " |")
     return "\n".join(lines) + "\n"
 

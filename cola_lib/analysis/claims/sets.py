@@ -77,6 +77,8 @@ class Sets:
             rows = rows.assign(format=rows["format"].mask(same, "question_reasoning"))
         rows = rows.assign(set=self._names(rows, [name for name in IDENTITY if name in rows]))
         rows = rows.drop_duplicates(["set", "label", "draw", "item"])
+        names = ["item", "task", "capability", "label", "set"]
+        rows[names] = rows[names].astype(object)  # thousands of small tables follow, in which Arrow's strings are slow
         self._method = dict(zip(rows["label"], rows["method"], strict=True))
         first = rows.drop_duplicates("set")
         self._labels: dict[str, dict[Hashable, Any]] = dict(zip(first["set"], first.to_dict("records"), strict=True))
@@ -88,6 +90,7 @@ class Sets:
             self._rows[str(name)][part] = own[columns]
             self._drawn[str(name), part] = frozenset(own["draw"])
         self._scores: dict[tuple[str, Part, frozenset[Any]], LogScore] = {}
+        self._dense_scores: dict[tuple[str, tuple[str, ...]], LogScore] = {}
 
     @staticmethod
     def _names(rows: pd.DataFrame, known: Sequence[str]) -> pd.Series:
@@ -205,7 +208,7 @@ class Sets:
         value, slopes, dense = 0.0, Weights(), dict[Part, float]()
         for sign, parts in groups:
             terms = [(key, part, w, self._level(key, part)) for one in parts for key, part, w in one.terms()]
-            untouched = [(part[1], w * self._dense_level(part[1], key, part)) for key, part, w, _ in terms if w > 0]
+            untouched = [(part[1], w * self._dense_level(key, part)) for key, part, w, _ in terms if w > 0]
             damage = sum(w * b for _, _, w, b in terms if w > 0) - sum(b for _, b in untouched)
             if damage <= 0:
                 raise DataError(f"{name}: compression costs nothing here, so there is no share of it to recover")
@@ -232,7 +235,7 @@ class Sets:
         capabilities : sequence of str
             That have been evaluated.
         """
-        pairs = [(self._level(name, (label, c)), self._dense_level(c, name, (label, c))) for c in capabilities]
+        pairs = [(self._level(name, (label, c)), self._dense_level(name, (label, c))) for c in capabilities]
         return float(np.mean([np.log(b / dense) for b, dense in pairs]))
 
     def method(self, label: str) -> str:
@@ -257,21 +260,24 @@ class Sets:
         """Bits per byte of a set, as the geometric mean over draws."""
         return float(np.exp(self._of(name, [part])[part].value.mean()))
 
-    def _dense_level(self, capability: str, name: str, part: Part) -> float:
-        return float(np.exp(self._dense_score(capability, self._rows[name][part]["item"]).value.mean()))
+    def _dense_level(self, name: str, part: Part) -> float:
+        return float(np.exp(self._dense_like(name, part).value.mean()))
 
-    def _dense_score(self, capability: str, items: pd.Series) -> LogScore:
-        """Scores of the dense model on some items."""
-        rows = self._dense.get(capability)
-        rows = None if rows is None else rows[rows["item"].isin(items)]
-        if rows is None or len(rows) < items.nunique():
-            raise DataError(f"the dense model has not been evaluated on every item of {capability}")
-        return LogScore(condition(rows))
+    def _dense_like(self, name: str, part: Part) -> LogScore:
+        """Scores of the dense model on the items of a set."""
+        capability, items = part[1], self._of(name, [part])[part].scores.items
+        if (capability, items) not in self._dense_scores:
+            rows = self._dense.get(capability)
+            rows = None if rows is None else rows[rows["item"].isin(items)]
+            if rows is None or len(rows) < len(items):
+                raise DataError(f"the dense model has not been evaluated on every item of {capability}")
+            self._dense_scores[capability, items] = LogScore(condition(rows))
+        return self._dense_scores[capability, items]
 
     def _untouched(self, weights: Mapping[Part, float], like: Weights) -> WeightedSet:
         """Weigh the dense model's scores, on the items of the sets that it is compared with."""
-        items = {part[1]: self._rows[key][part]["item"] for key, own in like.items() for part in own}
-        return WeightedSet({part: self._dense_score(part[1], items[part[1]]) for part in weights}, weights)
+        places = {part[1]: (key, part) for key, own in like.items() for part in own}
+        return WeightedSet({part: self._dense_like(*places[part[1]]) for part in weights}, weights)
 
     def cells(self, weights: Weights) -> tuple[str, ...]:
         """Fingerprints of the cells behind a weighted sum.
