@@ -13,20 +13,17 @@ from cola_lib.analysis import (
     Estimated,
     Interval,
     Primary,
-    WeightedSet,
     World,
     coverage,
     judged,
-    log_scores,
     primaries,
     simulated_grid,
     simulated_intervals,
     verdict_chances,
-    weighted_sum,
 )
 from cola_lib.analysis.claims.decisions import LEVEL, generality
 from cola_lib.analysis.claims.sets import Contrast, Sets
-from cola_lib.analysis.inference import PRIOR_CAP, UNDECISIVE, moderated
+from cola_lib.analysis.inference import PRIOR_CAP, UNDECISIVE, WeightedSet, log_scores, moderated, weighted_sum
 from cola_lib.errors import DataError
 
 PART = ("wanda", "math")
