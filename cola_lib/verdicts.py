@@ -6,13 +6,14 @@ import json
 import os
 import posixpath
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from cola_lib.analysis import Finding, scorecard_markdown, scorecard_parts
+from cola_lib.analysis import Finding, Primary, primaries, scorecard_parts
 from cola_lib.errors import ColaError, DataError, StoreError
-from cola_lib.experiments.store import open_store, write_whole
+from cola_lib.experiments.store import ResultStore, open_store, write_whole
 
 FOLDER = "findings"
 """Folder below the store."""
@@ -105,7 +106,24 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
 
 
 def has_findings(store: str | os.PathLike[str]) -> bool:
-    """Whether :func:`recorded` finds something."""
+    """Whether :func:`recorded` finds something.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder or fsspec URL of the results.
+
+    Returns
+    -------
+    bool
+        Whether there are any.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import has_findings
+    >>> has_findings("an-empty-store")
+    False
+    """
     fs, root = open_store(os.fspath(store))
     return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
 
@@ -114,13 +132,106 @@ BEGIN, END = "<!-- scorecard -->", "<!-- end of scorecard -->"
 """Lines of a page between which the scorecard stands."""
 
 
-def with_scorecard(page: str, findings: Sequence[Finding]) -> str:
-    """Put the scorecard into a page, in the place of the one that is there."""
+def with_scorecard(page: str, table: str) -> str:
+    r"""Put the scorecard into a page, in the place of the one that is there.
+
+    Parameters
+    ----------
+    page : str
+        Markdown with the lines :data:`BEGIN` and :data:`END`.
+    table : str
+        From :func:`cola_lib.analysis.primary_markdown`.
+
+    Returns
+    -------
+    str
+        The page with the table in it.
+
+    Raises
+    ------
+    DataError
+        If the page has no such place.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import BEGIN, END, with_scorecard
+    >>> "| claim |" in with_scorecard(f"# Mine\n{BEGIN}\n{END}\n", "| claim |\n|---|\n")
+    True
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"the page has no place for the scorecard: put the lines {BEGIN} and {END} where it belongs")
-    return f"{before}{BEGIN}\n\n{scorecard_markdown(findings)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+
+
+STAGES = {"pilot": "cells.parquet", "confirmation": "confirmation/cells.parquet"}
+"""Packed cells of each stage of the evidence: the draws that the rules were made after, and those that they judge."""
+
+OWN = "these results"
+"""Name of the only stage of a store that holds no packed evidence."""
+
+Stages = tuple[dict[str, dict[str, Primary]], dict[str, dict[str, str]]]
+
+
+def stages(store: str | os.PathLike[str]) -> Stages:
+    """Compute the primary numbers of each stage of the evidence, each stage judged by itself.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder with the files of :data:`STAGES`; or else a store of results, which makes one stage.
+
+    Returns
+    -------
+    numbers : dict of str to dict of str to Primary
+        By stage and claim.
+    missing : dict of str to dict of str to str
+        By stage and claim, what a number lacks. The confirmation shows no number before all of its draws are there.
+
+    Raises
+    ------
+    DataError
+        If there are no results.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import stages
+    >>> numbers, missing = stages("evidence")  # doctest: +SKIP
+    >>> numbers["pilot"]["C5"].number.text  # doctest: +SKIP
+    '+1.7 [-0.2, +3.6] %'
+    """
+    packed = {stage: Path(store) / name for stage, name in STAGES.items() if (Path(store) / name).is_file()}
+    frames = {stage: ResultStore(store, packed=[path]).to_frame() for stage, path in packed.items()}
+    frames = frames or {OWN: ResultStore(store).to_frame()}
+    numbers, missing = {}, {}
+    for stage, frame in frames.items():
+        if frame.empty:
+            raise DataError(f"no results in {store}; make book or cola sweep computes some")
+        numbers[stage], missing[stage] = primaries(frame, complete=stage == "confirmation")
+    return numbers, missing
+
+
+def has_cells(store: str | os.PathLike[str]) -> bool:
+    """Whether :func:`stages` finds results.
+
+    Parameters
+    ----------
+    store : str or path
+        Folder of the results.
+
+    Returns
+    -------
+    bool
+        Whether there are any.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import has_cells
+    >>> has_cells("an-empty-store")
+    False
+    """
+    return any((Path(store) / name).exists() for name in ("cells", *STAGES.values()))
 
 
 def verdict_table(findings: Sequence[Finding]) -> Styler:

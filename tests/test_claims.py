@@ -23,7 +23,6 @@ from cola_lib.analysis import (
     judge_family,
     overall,
     scorecard,
-    scorecard_markdown,
     scorecard_parts,
     source_versus_method,
 )
@@ -166,8 +165,6 @@ def test_a_scorecard_shows_the_part_that_decides():
     assert list(table["says"]) == ["> 0", "> 0"]
     parts = scorecard_parts(findings)
     assert list(parts["part"]) == ["awq · code", "gptq · code", "a", "b"] and parts["cells"][0] == ("a", "b")
-    lines = scorecard_markdown(findings).splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| C5 Web text beats Wikipedia |")
     with pytest.raises(DataError, match="no findings"):
         scorecard([])
 

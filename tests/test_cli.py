@@ -24,7 +24,7 @@ from tests.test_notebooks import write
 from tests.tiny_models import tiny_model
 
 COMMANDS = {
-    "claims": ["--store", "--parts", "--into", "--json"],
+    "claims": ["--store", "--parts", "--chapters", "--into", "--json"],
     "pack": ["--store", "--out"],
     "assets": ["--refresh", "--json"],
     "sources": ["--json"],

@@ -38,7 +38,7 @@ from cola_lib.experiments import ResultStore, as_spec, as_strategy
 from cola_lib.experiments.cells import plain_text, result_to_plain, text_digest
 from cola_lib.experiments.packed import write_packed
 from cola_lib.fingerprint import fingerprint
-from cola_lib.verdicts import BEGIN, END, record, recorded, with_scorecard
+from cola_lib.verdicts import BEGIN, END, record, recorded
 from tests.byte_tokenizer import byte_tokenizer
 from tests.test_notebooks import write
 from tests.test_store import assert_same, result
@@ -435,7 +435,6 @@ def test_findings_of_any_content(tmp_path, content):
     for use in (
         scorecard,
         scorecard_parts,
-        lambda f: with_scorecard(f"{BEGIN}{END}", f),
         lambda f: record(tmp_path / "again", "x", f),
     ):
         if found is not None:

@@ -354,7 +354,8 @@ def test_unknown_kernel(tmp_path):
 def test_papermill_alone_runs_a_chapter(tmp_path):
     """Somebody who knows papermill, and nothing of our commands, changes a parameter and runs a notebook elsewhere."""
     source, store = ROOT / "notebooks" / "12_scorecard.ipynb", ROOT / "evidence"
-    command = [sys.executable, "-m", "papermill", str(source), "out.ipynb", "-p", "store", str(store)]
+    command = [sys.executable, "-m", "papermill", str(source), "out.ipynb"]
+    command += [word for name in ("store", "evidence") for word in ("-p", name, str(store))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)

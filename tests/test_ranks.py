@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from cola_lib.analysis import held_out_correlation, held_out_table, spearman
+from cola_lib.analysis.ranks import mean_correlation
 from cola_lib.errors import DataError
 
 
@@ -148,3 +149,36 @@ def test_the_table_of_models_holds_what_each_alone_gives():
             alone.correlation.high,
         )
         assert (row.r2, row.baseline_r2, row.skill) == (alone.r2, alone.baseline_r2, alone.skill)
+
+
+def several_parts(chance: np.random.Generator, n_sources: int, noise: dict[str, float]) -> pd.DataFrame:
+    """A predictor, and for each part an outcome that follows it, and is measured with noise in each draw."""
+    x, parts = chance.normal(size=n_sources), []
+    for name, sd in noise.items():
+        level = 0.8 * x + 0.6 * chance.normal(size=n_sources)
+        for _ in range(3):
+            loss = level + sd * chance.normal(size=n_sources)
+            parts.append(pd.DataFrame({"source": range(n_sources), "error": x, "loss": loss, "label": name}))
+    return pd.concat(parts, ignore_index=True).assign(capability="math")
+
+
+def test_a_mean_correlation_covers_its_truth_with_what_parts_have_in_common():
+    chance, noise = np.random.default_rng(0), dict.fromkeys("ab", 0.3)
+    truth = np.mean([mean_correlation(several_parts(chance, 200, noise), "error")[0].z for _ in range(2)])
+    hits = 0
+    for _ in range(40):
+        found, _ = mean_correlation(several_parts(chance, 12, noise), "error")
+        hits += found.low <= np.tanh(truth) <= found.high
+    assert stats.binomtest(hits, 40, 0.92, alternative="less").pvalue > 0.001
+
+
+def test_parts_in_which_draws_differ_as_much_as_sources_are_left_out():
+    table = several_parts(np.random.default_rng(0), 20, {"quiet": 0.1, "loud": 5.0})
+    mean, parts = mean_correlation(table, "error")
+    assert parts.set_index("label")["counts"].to_dict() == {"quiet": True, "loud": False}
+    assert mean.value == pytest.approx(parts.set_index("label")["correlation"]["quiet"]) and mean.n_cells == 60
+    assert parts["reliability"].iloc[0] == pytest.approx(0.99, abs=0.02)
+    reverse, _ = mean_correlation(table, "error", higher_is_worse=False)
+    assert reverse.value == pytest.approx(-mean.value)
+    with pytest.raises(DataError, match="in all of 1 parts"):
+        mean_correlation(table[table["label"] == "loud"], "error")

@@ -70,6 +70,96 @@ def spearman(x: ArrayLike, y: ArrayLike, groups: ArrayLike, *, level: float = 0.
     return _correlation(x, y, [_fisher(x[groups != name], y[groups != name]) for name in names], level)
 
 
+def mean_correlation(
+    table: pd.DataFrame,
+    predictor: str,
+    outcome: str = "loss",
+    *,
+    groups: str = "source",
+    by: Sequence[str] = ("label", "capability"),
+    higher_is_worse: bool = True,
+    least_reliable: float = 0.5,
+    level: float = 0.95,
+) -> tuple[Correlation, pd.DataFrame]:
+    """Average rank correlations over methods and capabilities, with one interval over sources.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per cell and capability, as of :func:`cola_lib.analysis.cell_table`, with the predictor joined.
+    predictor, outcome : str
+        Columns.
+    groups : str
+        Column that names the source.
+    by : sequence of str
+        Columns that split the table into parts.
+    higher_is_worse : bool
+        Whether a high predictor foretells a high outcome (an error), or a low one (a coverage).
+    least_reliable : float
+        Parts whose outcome has a lower intraclass correlation over draws are left out: where draws of a source differ
+        as much as sources do, there is nothing to predict.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    mean : Correlation
+        The mean on Fisher's scale. Its standard error is that of the jackknife that leaves out one source at a time,
+        from all parts together, so that what parts have in common is counted.
+    parts : pandas.DataFrame
+        One row per part: ``by``, ``reliability`` (intraclass correlation), ``correlation`` and ``counts``.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than :data:`MIN_GROUPS` sources, or no part is reliable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from cola_lib.analysis.ranks import mean_correlation
+    >>> chance = np.random.default_rng(0)
+    >>> table = pd.DataFrame({"source": np.repeat(list("abcdef"), 3), "label": "wanda 50%", "capability": "math"})
+    >>> table["error"] = np.arange(18) / 18
+    >>> table["loss"] = 0.1 + 0.2 * table["error"] + chance.normal(0, 0.01, 18)
+    >>> mean, parts = mean_correlation(table, "error")
+    >>> mean.value > 0.9, parts["counts"].tolist()
+    (True, [True])
+    """
+    sign = 1.0 if higher_is_worse else -1.0
+    names = _enough(table[groups].to_numpy())
+    split = [(part, rows) for part, rows in table.groupby(list(by), sort=False)]
+    parts = pd.DataFrame([part for part, _ in split], columns=list(by))
+    parts["reliability"] = [_reliability(rows, outcome, groups) for _, rows in split]
+    parts["counts"] = parts["reliability"] >= least_reliable
+    parts["correlation"] = [float(np.tanh(_fisher(sign * rows[predictor], rows[outcome]))) for _, rows in split]
+    kept = [rows for (_, rows), counts in zip(split, parts["counts"], strict=True) if counts]
+    if not kept:
+        raise DataError(f"draws of one source differ as much as sources in all of {len(split)} parts: take more items")
+
+    columns = [(sign * rows[predictor].to_numpy(), rows[outcome].to_numpy(), rows[groups].to_numpy()) for rows in kept]
+    z = float(np.mean([_fisher(x, y) for x, y, _ in columns]))
+    left_out = np.array([np.mean([_fisher(x[g != name], y[g != name]) for x, y, g in columns]) for name in names])
+    k = len(names)
+    se = float(np.sqrt((k - 1) / k * ((left_out - left_out.mean()) ** 2).sum()))
+    half = stats.t.ppf((1 + level) / 2, k - 1) * se
+    ends = float(np.tanh(z - half)), float(np.tanh(z + half))
+    return Correlation(float(np.tanh(z)), *ends, se, z, sum(map(len, kept)), k, level), parts
+
+
+def _reliability(rows: pd.DataFrame, outcome: str, groups: str) -> float:
+    """Intraclass correlation of single draws: the share of sources in the variance of sources and draws."""
+    by_source = rows.groupby(groups)[outcome]
+    k, n = by_source.ngroups, len(rows)
+    if n == k:
+        return float("nan")
+    size = (n - (by_source.size() ** 2).sum() / n) / (k - 1)
+    within = float((rows[outcome] - by_source.transform("mean")).pow(2).sum()) / (n - k)
+    between = float((by_source.size() * (by_source.mean() - rows[outcome].mean()) ** 2).sum()) / (k - 1)
+    return (between - within) / (between + (size - 1) * within)
+
+
 def _correlation(x: Array, y: Array, left_out: Sequence[float], level: float) -> Correlation:
     """Build the interval from Fisher's z with each source left out."""
     value, z = float(stats.spearmanr(x, y).statistic), _fisher(x, y)
@@ -81,8 +171,9 @@ def _correlation(x: Array, y: Array, left_out: Sequence[float], level: float) ->
     return Correlation(value, float(np.tanh(z - half)), float(np.tanh(z + half)), se, z, n, k, level)
 
 
-def _fisher(x: Array, y: Array) -> float:
+def _fisher(x: ArrayLike, y: ArrayLike) -> float:
     """Fisher's z of Spearman's coefficient."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = len(x)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise DataError("a rank correlation needs cells that differ, and one side is the same in all of them")

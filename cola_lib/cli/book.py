@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from cola_lib.cli.app import NOTEBOOK_FAILED, fail
 from cola_lib.cli.common import print_json, print_table
 from cola_lib.cli.options import JsonOption, ProgressOption, output_option
-from cola_lib.errors import OutputError, SpecError
+from cola_lib.errors import OutputError
 
 FINDINGS = ("evidence", "results")
 
@@ -33,7 +34,13 @@ def notebook(
     jobs: Annotated[int, typer.Option(help="Notebooks at a time; they share the cores.", min=1)] = 1,
     progress: ProgressOption = False,
 ) -> None:
-    """Execute notebooks of the book, with parameters of your choice."""
+    """Execute notebooks of the book, with parameters of your choice.
+
+    Parameters come from the notebook, then from the profile, then from -p. All are checked before anything
+    runs. An executed notebook is written when all of its cells have run, and not before.
+
+        cola notebook 02_data_source -p n_draws=5 -p "sources=[c4, math]" --out my-run
+    """
     from cola_lib import book
 
     chosen = book.read_profile(profile, folder / "profiles") if profile else None
@@ -59,17 +66,14 @@ def claims(
         str | None,
         typer.Option(
             "--store",
-            help="Folder or fsspec URL whose findings are read. Default: evidence, which a repository holds, or "
+            help="Folder, or for --chapters an fsspec URL. Default: evidence, which a repository holds, or "
             "else results, which make book fills.",
             metavar="URL",
         ),
     ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="One row for every part of a claim.")] = False,
-    primary: Annotated[
-        bool,
-        typer.Option(
-            "--primary", help="One number for each claim, by the rules of book/rules.md: of the pilot, and confirmed."
-        ),
+    chapters: Annotated[
+        bool, typer.Option("--chapters", help="The findings of the chapters instead, which are exploratory.")
     ] = False,
     into: Annotated[
         Path | None,
@@ -79,60 +83,52 @@ def claims(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the scorecard: the paper's claims, its numbers, ours with 95 % intervals, and the verdicts."""
-    if primary:
-        _show_primaries(Path(store or FINDINGS[0]), parts, as_json)
-        return
-    from cola_lib.analysis import scorecard, scorecard_parts
-    from cola_lib.verdicts import has_findings, recorded, with_scorecard
+    """Print the scorecard: for each claim of the paper one number with a 95 % interval, verdict and generality.
 
-    store = store or next(filter(has_findings, FINDINGS), FINDINGS[-1])
-    findings = [finding for found in recorded(store).values() for finding in found]
-    typer.echo(f"findings in {store}", err=True)
-    if into is not None:
-        try:
-            page = with_scorecard(into.read_text(encoding="utf-8"), findings)
-            into.write_text(page, encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"cannot write the scorecard into {into}: {error}") from error
-    table = scorecard_parts(findings) if parts else scorecard(findings)
+    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. Standard
+    error names the claims that lack cells or draws.
+    """
+    from cola_lib.analysis import part_table, primary_markdown, primary_table, scorecard, scorecard_parts
+    from cola_lib.verdicts import has_cells, has_findings, recorded, stages, with_scorecard
+
+    if chapters:
+        store = store or next(filter(has_findings, FINDINGS), FINDINGS[-1])
+        findings = [finding for found in recorded(store).values() for finding in found]
+        typer.echo(f"findings in {store}", err=True)
+        table = scorecard_parts(findings) if parts else scorecard(findings)
+        records = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")
+        columns = ["claim", *(["part"] if parts else ["title", "paper"]), "says", "ours", "verdict"]
+    else:
+        store = store or next(filter(has_cells, FINDINGS), FINDINGS[-1])
+        numbers, missing = stages(store)
+        for stage, reasons in missing.items():
+            if reasons and not parts:
+                names = ", ".join(f"P{claim[1:]}" for claim in reasons)
+                typer.echo(f"{stage}: no number yet for {names}; --parts says what they lack", err=True)
+            for claim, reason in reasons.items() if parts else ():
+                typer.echo(f"{stage}: P{claim[1:]} has no number: {reason}", err=True)
+        if into is not None:
+            _write_into(into, lambda page: with_scorecard(page, primary_markdown(numbers)))
+        table = part_table(numbers) if parts else primary_table(numbers)
+        records = table.to_dict("records")
+        about = (
+            ["part", "number", "differs"]
+            if parts
+            else ["number", "parts", "recovered", "verdict", "generality", "draws"]
+        )
+        columns = ["claim", *([] if parts else ["title"]), "stage", *about]
     if as_json:
-        rows = [finding.to_dict() for finding in findings] if parts else table.to_dict("records")
-        print_json(rows)
+        print_json(records)
         return
-    shown = ["says", "ours", "verdict"]
-    columns = ["claim", "part", *shown] if parts else ["claim", "title", "paper", *shown]
     print_table(columns, table[columns].astype(str).to_numpy().tolist())
 
 
-STAGES = {"pilot": "cells.parquet", "confirmation": "confirmation/cells.parquet"}
-"""Files of the evidence: the draws that the rules were made after, and the draws that they judge."""
-
-
-def _show_primaries(folder: Path, parts: bool, as_json: bool) -> None:
-    """Print the primary numbers of both stages, each judged by itself."""
-    import pandas as pd
-
-    from cola_lib.analysis.claims.primaries import part_table, primaries, primary_table
-    from cola_lib.experiments import ResultStore
-
-    tables = []
-    for stage, name in STAGES.items():
-        if not (folder / name).is_file():
-            typer.echo(f"{stage}: no {folder / name}", err=True)
-            continue
-        numbers, missing = primaries(ResultStore(folder, packed=[folder / name]).to_frame())
-        tables.append((part_table if parts else primary_table)(numbers).assign(stage=stage))
-        for claim, reason in missing.items():
-            typer.echo(f"{stage}: {claim} has no number: {reason}", err=True)
-    if not tables:
-        raise SpecError(f"{folder} holds no packed cells; give the folder of the evidence with --store")
-    table = pd.concat(tables, ignore_index=True)
-    if as_json:
-        print_json(table.to_dict("records"))
-        return
-    columns = ["stage", *(name for name in table.columns if name != "stage")]
-    print_table(columns, table[columns].astype(str).to_numpy().tolist())
+def _write_into(path: Path, change: Callable[[str], str]) -> None:
+    """Change a page in its place."""
+    try:
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"cannot write the scorecard into {path}: {error}") from error
 
 
 def pack(
@@ -141,7 +137,11 @@ def pack(
         str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
     ] = "results",
 ) -> None:
-    """Put stored results into one small file, with what the notebooks found beside it, added to what is there."""
+    """Put stored results into one small file, with what the notebooks found beside it, added to what is there.
+
+    What the file holds need not be computed again: give it to a notebook as its parameter packed. Cells of algorithms
+    that were changed since are left out.
+    """
     from cola_lib.experiments import ResultStore
     from cola_lib.verdicts import has_findings, record, recorded
 

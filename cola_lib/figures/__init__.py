@@ -12,7 +12,7 @@ from cola_lib.figures.predictions import agreement_scatter, correlation_forest, 
 from cola_lib.figures.sets import set_overview
 from cola_lib.figures.shares import stacked_bars, stacked_shares
 from cola_lib.figures.style import in_order, use_style
-from cola_lib.figures.verdicts import verdict_strip
+from cola_lib.figures.verdicts import primary_strip, verdict_chances
 
 __all__ = [
     "activation_map",
@@ -30,6 +30,7 @@ __all__ = [
     "lines",
     "matched_heatmap",
     "matrix_heatmap",
+    "primary_strip",
     "ratio_dots",
     "retention_heatmap",
     "scaled_heatmaps",
@@ -37,5 +38,5 @@ __all__ = [
     "stacked_bars",
     "stacked_shares",
     "use_style",
-    "verdict_strip",
+    "verdict_chances",
 ]

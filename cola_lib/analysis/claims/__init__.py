@@ -1,5 +1,6 @@
 """Claims of the paper: a test for each, the rule for verdicts, the scorecard."""
 
+from cola_lib.analysis.claims.characteristics import World, coverage, simulated_intervals, verdict_chances
 from cola_lib.analysis.claims.comparisons import (
     c1_length,
     c2_amount,
@@ -10,6 +11,7 @@ from cola_lib.analysis.claims.comparisons import (
     c9_domain_cost,
 )
 from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
+from cola_lib.analysis.claims.decisions import Decision, Primary, judged
 from cola_lib.analysis.claims.effects import PRUNING, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
@@ -17,8 +19,9 @@ from cola_lib.analysis.claims.findings import (
     overall,
 )
 from cola_lib.analysis.claims.prediction import c11_mechanism, c17_proxy
+from cola_lib.analysis.claims.primaries import Rule, part_table, primaries, primary_markdown, primary_table
 from cola_lib.analysis.claims.rules import MARGIN, Verdict, matters, verdict
-from cola_lib.analysis.claims.scorecard import scorecard, scorecard_markdown, scorecard_parts
+from cola_lib.analysis.claims.scorecard import scorecard, scorecard_parts
 from cola_lib.analysis.claims.selection import (
     c12_over_random,
     c13_over_self_generated,
@@ -31,6 +34,18 @@ from cola_lib.analysis.claims.selection import (
 from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim
 
 __all__ = [
+    "Decision",
+    "Primary",
+    "Rule",
+    "World",
+    "coverage",
+    "judged",
+    "part_table",
+    "primaries",
+    "primary_markdown",
+    "primary_table",
+    "simulated_intervals",
+    "verdict_chances",
     "CLAIMS",
     "MARGIN",
     "PRUNING",
@@ -63,7 +78,6 @@ __all__ = [
     "matters",
     "overall",
     "scorecard",
-    "scorecard_markdown",
     "scorecard_parts",
     "verdict",
 ]

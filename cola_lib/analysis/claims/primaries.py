@@ -1,54 +1,21 @@
-"""The primary number of each claim, its verdict, and how general it is.
-
-A claim is a list of *parts*, each a contrast of log bits per byte: a method, a capability, a pair of sets. Its primary
-number is their mean. The rules are in ``book/rules.md``, and were written down before the draws that they judge.
-"""
+"""The primary number of each claim of the paper: which sets, methods and capabilities it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
 
+from cola_lib.analysis.claims.decisions import Estimated, Primary, judged
+from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION
+from cola_lib.analysis.claims.sets import TRAINED, Contrast, Sets, Weights
 from cola_lib.analysis.claims.table import CLAIMS
-from cola_lib.analysis.inference import (
-    LEAST_DRAWS,
-    Interval,
-    LogScore,
-    Part,
-    WeightedSet,
-    decisive,
-    log_scores,
-    weighted_sum,
-)
-from cola_lib.analysis.permutation import holm
+from cola_lib.analysis.inference import Part
 from cola_lib.errors import DataError
-
-LEVEL = 0.05
-"""Of every test; both directions of a claim have the same."""
-
-IDENTITY = (
-    "source",
-    "n_samples",
-    "seq_len",
-    "layout",
-    "format",
-    "split_rows",
-    "segment_len",
-    "repeat",
-    "target",
-    "n_draws",
-)
-"""Labels that tell one way of making calibration data from another."""
-
-LIKE = 1.5
-"""Sets whose numbers of tokens differ by no more than this factor vary alike from draw to draw."""
 
 DOMAINS: Mapping[str, str] = MappingProxyType(
     {"commonsense": "commonsense", "math": "math", "code": "mbpp:language=all"}
@@ -73,201 +40,24 @@ CHOSEN_FOR = ("wanda", "gptq")
 CONCAVITY = (4, 64, 128, 512)
 """Amounts between which the early and the late gain are taken, in samples."""
 
+MATCHED = 0.2
+"""Damage under web text at which pruning and quantization are compared."""
 
-class Decision(StrEnum):
-    """What the evidence says of a claim's primary number."""
+NEAR = 1.5
+"""A strength is matched if its damage is within this factor of :data:`MATCHED`."""
 
-    REPRODUCED = "reproduced"
-    REVERSED = "reversed"
-    NEGLIGIBLE = "negligible"
-    UNDECIDED = "undecided"
-
-
-Weights = dict[str, dict[Part, float]]
-"""For each set, the weights of methods and capabilities in a sum of log scores."""
+LEAST_RECOVERED = 0.4
+"""Share of the damage that training has to recover, for a gain after it to be about training."""
 
 
-@dataclass(frozen=True)
-class Estimated:
-    """A number with its interval, signed so that the paper says "above 0"."""
-
-    name: str
-    interval: Interval
-
-    @property
-    def text(self) -> str:
-        """Value and 95 % interval in per cent, as a reader wants them."""
-        value, (low, high) = self.interval.value, self.interval.ends()
-        return "{:+.1f} [{:+.1f}, {:+.1f}] %".format(*(100 * np.expm1(x) for x in (value, low, high)))
-
-
-@dataclass(frozen=True)
-class Primary:
-    """The primary number of a claim, and what it comes to."""
-
-    claim: str
-    number: Estimated
-    parts: tuple[Estimated, ...]
-    margin: float
-    within: bool = False
-    cells: tuple[str, ...] = ()
-    p_holm: float | None = None
-    decision: Decision | None = None
-
-    @property
-    def p_value(self) -> float:
-        """P-value of the claim's own test, before correction."""
-        interval = self.number.interval
-        return interval.p_equivalence(self.margin) if self.within else interval.p_value()
-
-    @property
-    def generality(self) -> str:
-        """Whether the parts tell the same: ``uniform``, ``mixed`` or ``unknown``."""
-        return generality(self.number, self.parts)
-
-    @property
-    def apart(self) -> tuple[Estimated, ...]:
-        """Parts that differ from the mean, at 5 % with Bonferroni's correction over the parts."""
-        level, mean = LEVEL / len(self.parts), self.number.interval.value
-        return tuple(part for part in self.parts if part.interval.p_value(mean) < level)
-
-
-def generality(number: Estimated, parts: Sequence[Estimated]) -> str:
-    """Say whether an effect is the same in all parts.
-
-    Notes
-    -----
-    The interval of the spread is the Q profile (Viechtbauer, Statistics in Medicine 26, 2007). Parts share items and
-    draws, so their errors are correlated: Q then falls short of its distribution, and *mixed* is said too rarely.
-    """
-    if len(parts) < 3:
-        return "unknown"
-    value = np.array([part.interval.value for part in parts])
-    variance = np.array([part.interval.se for part in parts]) ** 2
-
-    def q(tau2: float) -> float:
-        weight = 1 / (variance + tau2)
-        return float((weight * (value - (weight * value).sum() / weight.sum()) ** 2).sum())
-
-    dof = len(parts) - 1
-    if stats.chi2.sf(q(0.0), dof) < LEVEL:
-        return "mixed"
-    least, most = stats.chi2.ppf(LEVEL / 2, dof), float(np.ptp(value)) ** 2 * 100 + 1e-12
-    upper = optimize.brentq(lambda tau2: q(tau2) - least, 0.0, most) if q(most) < least < q(0.0) else 0.0
-    return "uniform" if np.sqrt(upper) < abs(number.interval.value) / 2 else "unknown"
-
-
-class Sets:
-    """The calibration sets of a frame of scores."""
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        rows = decisive(frame[frame["source"].notna() & ~frame["label"].str.contains("training")])
-        rows = rows.assign(set=self._names(rows, [name for name in IDENTITY if name in rows]))
-        rows = rows.drop_duplicates(["set", "label", "draw", "item"])
-        self._method = dict(zip(rows["label"], rows["method"], strict=True))
-        first = rows.drop_duplicates("set")
-        self._labels: dict[str, dict[Hashable, Any]] = dict(zip(first["set"], first.to_dict("records"), strict=True))
-        self._rows: dict[str, dict[Part, pd.DataFrame]] = {name: {} for name in self._labels}
-        for (name, label, capability), own in rows.groupby(["set", "label", "capability"], sort=False):
-            self._rows[str(name)][str(label), str(capability)] = own
-        self._scores: dict[tuple[str, Part, frozenset[Any]], LogScore] = {}
-
-    @staticmethod
-    def _names(rows: pd.DataFrame, known: Sequence[str]) -> pd.Series:
-        """Name each row's set by the labels that it has."""
-        number = rows.groupby(list(known), dropna=False, sort=False).ngroup()
-        first = rows.loc[~number.duplicated(), list(known)]
-        names = [
-            ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in own)
-            for own in ([(k, v) for k, v in each.items() if pd.notna(v)] for each in first.to_dict("records"))
-        ]
-        return number.map(dict(zip(number[~number.duplicated()], names, strict=True)))
-
-    def find(self, **labels: Any) -> str:
-        """Name the one set that has these labels."""
-        fitting = [name for name, own in self._labels.items() if all(self._is(own, k, v) for k, v in labels.items())]
-        if not fitting:
-            told = ", ".join(f"{name} {value}" for name, value in labels.items())
-            raise DataError(f"no calibration set with {told} has been evaluated")
-        return max(fitting, key=lambda name: sum(map(len, self._rows[name].values())))
-
-    @staticmethod
-    def _is(own: Mapping[Hashable, Any], name: str, value: Any) -> bool:
-        found = own.get(name)
-        return bool(pd.isna(found)) if value is None else bool(found == value)
-
-    def parts(self, names: Sequence[str], methods: Sequence[str] | None, capabilities: Sequence[str]) -> list[Part]:
-        """Methods and capabilities under which all of some sets have scores."""
-        first, *others = (self._rows[name] for name in names)
-        shared = [
-            (label, capability)
-            for label, capability in first
-            if capability in capabilities
-            and (methods is None or self._method[label] in methods)
-            and all((label, capability) in other for other in others)
-        ]
-        if not shared:
-            raise DataError(
-                f"no method has been evaluated on {' or '.join(capabilities)} under all of {', '.join(names)}"
-            )
-        return shared
-
-    def estimate(self, name: str, weights: Weights, nested: bool) -> Estimated:
-        """Estimate a weighted sum of log scores."""
-        draws = frozenset.intersection(*(self._draws(key, own) for key, own in weights.items())) if nested else None
-        sets = []
-        for key, own in weights.items():
-            pool = [] if nested else [self._of(other, own) for other in self._like(key, own)]
-            sets.append(WeightedSet(self._of(key, own, draws), own, "all" if nested else None, pool))
-        return Estimated(name, weighted_sum(sets))
-
-    def cells(self, weights: Weights) -> tuple[str, ...]:
-        """Fingerprints of the cells behind a weighted sum."""
-        rows = [self._rows[key][part] for key, own in weights.items() for part in own]
-        return tuple(dict.fromkeys(cell for each in rows if "cell" in each for cell in each["cell"]))
-
-    def _draws(self, name: str, parts: Iterable[Part]) -> frozenset[Any]:
-        """Draws that all of some parts have."""
-        return frozenset.intersection(*(frozenset(self._rows[name][part]["draw"]) for part in parts))
-
-    def _of(self, name: str, parts: Iterable[Part], draws: frozenset[Any] | None = None) -> dict[Part, LogScore]:
-        """Arrange a set's scores over some draws, by default those that all parts have."""
-        parts = tuple(parts)
-        kept = self._draws(name, parts) if draws is None else draws
-        if not kept:
-            raise DataError(f"the methods and capabilities asked for have no draw of set {name} in common")
-        for part in parts:
-            if (name, part, kept) not in self._scores:
-                rows = self._rows[name][part]
-                self._scores[name, part, kept] = log_scores(rows[rows["draw"].isin(kept)], [part])[part]
-        return {part: self._scores[name, part, kept] for part in parts}
-
-    def _like(self, name: str, weights: Mapping[Part, float]) -> Iterator[str]:
-        """Other sets of about as many tokens with scores under the same methods, on the same capabilities."""
-        tokens = self._labels[name].get("calibration_tokens")
-        for other, own in self._labels.items():
-            theirs = own.get("calibration_tokens")
-            alike = not (tokens and theirs) or 1 / LIKE <= theirs / tokens <= LIKE
-            if other != name and alike and self._rows[other].keys() >= weights.keys() and self._draws(other, weights):
-                yield other
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A contrast, positive where the paper is right: sets with their weights, for one method and capability."""
-
-    name: str
-    weights: Weights
-
-
-def _contrast(name: str, part: Part, worse: Mapping[str, float], better: Mapping[str, float]) -> _Part:
+def _contrast(name: str, part: Part, worse: Mapping[str, float], better: Mapping[str, float]) -> Contrast:
     weights: Weights = {}
     for sets, sign in ((worse, 1.0), (better, -1.0)):
         for key, weight in sets.items():
             own = weights.setdefault(key, {})
             own[part] = own.get(part, 0.0) + sign * weight
     label, capability = part
-    return _Part(" · ".join(filter(None, (label, capability, name))), weights)
+    return Contrast(" · ".join(filter(None, (label, capability, name))), weights)
 
 
 def _pairs(
@@ -278,18 +68,19 @@ def _pairs(
     *,
     methods: Sequence[str] | None = None,
     name: str = "",
-) -> list[_Part]:
+    trained: bool = False,
+) -> list[Contrast]:
     """Contrast two sets under every method and on every capability."""
-    found = sets.parts([better, worse], methods, capabilities)
+    found = sets.parts([better, worse], methods, capabilities, trained=trained)
     return [_contrast(name, part, {worse: 1.0}, {better: 1.0}) for part in found]
 
 
-def _c1(sets: Sets) -> list[_Part]:
+def _c1(sets: Sets) -> list[Contrast]:
     long, short = (sets.find(source="c4", split_rows=length) for length in (2048, 128))
     return _pairs(sets, long, short, ["math"], methods=["sparsegpt"])
 
 
-def _c2(sets: Sets) -> list[_Part]:
+def _c2(sets: Sets) -> list[Contrast]:
     parts = []
     for source in ("c4", "math"):
         amounts = [sets.find(source=source, n_samples=n, seq_len=128, layout="pack", repeat=None) for n in CONCAVITY]
@@ -301,7 +92,7 @@ def _c2(sets: Sets) -> list[_Part]:
     return parts
 
 
-def _c3(sets: Sets) -> list[_Part]:
+def _c3(sets: Sets) -> list[Contrast]:
     few, many = (sets.find(source="c4", n_samples=n, seq_len=128, layout="pack", repeat=None) for n in (16, 128))
     return _pairs(sets, few, many, ["code"], methods=["awq", "gptq"])
 
@@ -310,17 +101,17 @@ def _plain(sets: Sets, source: str) -> str:
     return sets.find(source=source, seq_len=256, layout="pack", format="text", split_rows=None)
 
 
-def _c5(sets: Sets) -> list[_Part]:
+def _c5(sets: Sets) -> list[Contrast]:
     return _pairs(sets, _plain(sets, "c4"), _plain(sets, "wikipedia"), ["code", "math"])
 
 
-def _c6(sets: Sets) -> list[_Part]:
+def _c6(sets: Sets) -> list[Contrast]:
     reasoned = sets.find(source="gsm8k", format="question_reasoning")
     n_items = sets._labels[reasoned]["n_samples"]
     return _pairs(sets, reasoned, sets.find(source="gsm8k", format="question_answer", n_samples=n_items), ["math"])
 
 
-def _c7(sets: Sets) -> list[_Part]:
+def _c7(sets: Sets) -> list[Contrast]:
     parts = []
     for source, names in AXES.items():
         keys = {name: sets.find(source=source.format(name), seq_len=128) for name in names}
@@ -331,7 +122,7 @@ def _c7(sets: Sets) -> list[_Part]:
     return parts
 
 
-def _c8(sets: Sets) -> list[_Part]:
+def _c8(sets: Sets) -> list[Contrast]:
     general = _plain(sets, "c4")
     return [
         part
@@ -340,7 +131,7 @@ def _c8(sets: Sets) -> list[_Part]:
     ]
 
 
-def _c9(sets: Sets) -> list[_Part]:
+def _c9(sets: Sets) -> list[Contrast]:
     general, every = _plain(sets, "c4"), ("language", "commonsense", "math", "code", "knowledge")
     return [
         part
@@ -351,7 +142,7 @@ def _c9(sets: Sets) -> list[_Part]:
     ]
 
 
-def _c10(sets: Sets) -> list[_Part]:
+def _c10(sets: Sets) -> list[Contrast]:
     return _pairs(sets, _plain(sets, "math:level=5"), _plain(sets, "math"), ["math"])
 
 
@@ -362,10 +153,10 @@ def _chosen(sets: Sets, strategy: str, target: str | None = "general") -> str:
         return sets.find(source=strategy, target=None)  # it reads no target, and chooses once for all
 
 
-def _over(rivals: Sequence[str]) -> Callable[[Sets], list[_Part]]:
+def _over(rivals: Sequence[str]) -> Callable[[Sets], list[Contrast]]:
     """COLA against some rivals, on the capabilities at which no rival is at home."""
 
-    def parts(sets: Sets) -> list[_Part]:
+    def parts(sets: Sets) -> list[Contrast]:
         cola = _chosen(sets, "cola")
         found = []
         for rival in rivals:
@@ -376,7 +167,7 @@ def _over(rivals: Sequence[str]) -> Callable[[Sets], list[_Part]]:
     return parts
 
 
-def _c16(sets: Sets) -> list[_Part]:
+def _c16(sets: Sets) -> list[Contrast]:
     stages = ("domain", "composition", "activation")
 
     def key(on: tuple[bool, ...]) -> str:
@@ -394,131 +185,349 @@ def _c16(sets: Sets) -> list[_Part]:
     return parts
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How a claim's primary number is made, and what it is judged by."""
+def _c14(sets: Sets) -> list[Contrast]:
+    """Gain of COLA over web text where each of two methods a family does about the same damage."""
+    web, cola = _chosen(sets, "random(source=c4)"), _chosen(sets, "cola")
+    labels = dict.fromkeys(label for label, _ in sets.parts([web, cola], None, AWAY))
+    damage = {label: sets.damage(web, label, AWAY) for label in labels}
+    matched = {}
+    for method in (*PRUNING, *QUANTIZATION):
+        own = [label for label in labels if sets.method(label) == method]
+        best = min(own, key=lambda label: abs(damage[label] - np.log1p(MATCHED)), default=None)
+        if best is not None and 1 / NEAR <= np.expm1(damage[best]) / MATCHED <= NEAR:
+            matched[best] = method
+    for family in (PRUNING, QUANTIZATION):
+        if sum(method in family for method in matched.values()) < 2:
+            told = ", ".join(f"{label} {100 * np.expm1(one):.0f} %" for label, one in damage.items())
+            raise DataError(
+                f"two of {', '.join(family)} need a strength that costs about {100 * MATCHED:.0f} % under web text, "
+                f"and there are {told}"
+            )
+    return [one for one in _pairs(sets, cola, web, AWAY) if one.name.split(" · ")[0] in matched]
 
-    parts: Callable[[Sets], list[_Part]]
+
+def _c18_unseen(sets: Sets) -> list[Contrast]:
+    return _pairs(sets, _chosen(sets, "cola"), _chosen(sets, "random(source=c4)"), ["knowledge"], methods=CHOSEN_FOR)
+
+
+def _c18_trained(sets: Sets) -> list[Contrast]:
+    cola, web = _chosen(sets, "cola"), _chosen(sets, "random(source=c4)")
+    parts = _pairs(sets, cola, web, AWAY, methods=CHOSEN_FOR, trained=True)
+    training = []
+    for label, capability in sets.parts([web], CHOSEN_FOR, AWAY, trained=True):
+        before, after = (label.removesuffix(TRAINED), capability), (label, capability)
+        training.append(Contrast("training", {web: {before: 1.0, after: -1.0}}))
+    recovered = sets.share("training", [(1.0, training)], nested=False).interval.value
+    if recovered < LEAST_RECOVERED:
+        raise DataError(
+            f"training recovers {100 * recovered:.0f} % of the damage, and the rule needs {100 * LEAST_RECOVERED:.0f} %"
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a claim's primary number is made, and what it is judged by.
+
+    Parameters
+    ----------
+    parts : callable
+        From the sets of a store to the contrasts whose mean is the number.
+    margin : float
+        Effects up to here are negligible.
+    nested : bool
+        Whether the sets of a contrast are cut from the same texts.
+    within : bool
+        Whether the claim says that the number lies within the margin.
+    draws : int
+        Of each set, in the confirmation. Nobody looks at a number that has fewer.
+    recovers : {"reported", "judged", "no"}
+        Whether the share of the damage that is recovered is shown beside the number, is the number (that of pruning
+        minus that of quantization), or makes no sense.
+    about : str
+        What tells the claim's primary numbers apart, if it has several.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis.claims.primaries import RULES
+    >>> RULES["C15"].margin, RULES["C15"].draws
+    (0.02, 12)
+    """
+
+    parts: Callable[[Sets], list[Contrast]]
     margin: float = 0.005
     nested: bool = False
     within: bool = False
+    draws: int = 10
+    recovers: Literal["reported", "judged", "no"] = "reported"
+    about: str = ""
 
 
-RULES: Mapping[str, _Rule] = MappingProxyType(
+RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        "C1": _Rule(_c1, nested=True),
-        "C2": _Rule(_c2, nested=True),
-        "C3": _Rule(_c3, nested=True),
-        "C5": _Rule(_c5),
-        "C6": _Rule(_c6, nested=True),
-        "C7": _Rule(_c7),
-        "C8": _Rule(_c8),
-        "C9": _Rule(_c9),
-        "C10": _Rule(_c10, margin=0.015, within=True),
-        "C12": _Rule(_over(["random(source=c4)", "random(source=wikipedia)"])),
-        "C13": _Rule(_over(["self_generated"]), margin=0.02),
-        "C15": _Rule(_over(["tfidf_clusters", "zipcal"]), margin=0.02),
-        "C16": _Rule(_c16, margin=0.01),
+        "C1": Rule(_c1, nested=True),
+        "C2": Rule(_c2, nested=True, draws=6, recovers="no"),
+        "C3": Rule(_c3, nested=True),
+        "C5": Rule(_c5),
+        "C6": Rule(_c6, nested=True),
+        "C7": Rule(_c7),
+        "C8": Rule(_c8),
+        "C9": Rule(_c9),
+        "C10": Rule(_c10, margin=0.015, within=True),
+        "C12": Rule(_over(["random(source=c4)", "random(source=wikipedia)"]), draws=12),
+        "C13": Rule(_over(["self_generated"]), margin=0.02, draws=12),
+        "C14": Rule(_c14, margin=0.05, draws=12, recovers="judged"),
+        "C15": Rule(_over(["tfidf_clusters", "zipcal"]), margin=0.02, draws=12),
+        "C16": Rule(_c16, margin=0.01, draws=12),
+        "C18a": Rule(_c18_unseen, about="on capabilities that nobody chose for"),
+        "C18b": Rule(_c18_trained, draws=6, about="after training"),
     }
 )
-"""Claims whose primary number is a contrast of stored scores; those of the others need other experiments."""
+"""Claims whose primary number is made of stored scores; those of the others need other experiments."""
+
+
+def title(claim: str) -> str:
+    """Name a primary number as a reader knows it.
+
+    Parameters
+    ----------
+    claim : str
+        Key of :data:`RULES`.
+    """
+    text = CLAIMS[claim.rstrip("ab")].title
+    return f"{text}, {RULES[claim].about}" if claim in RULES and RULES[claim].about else text
 
 
 def primary(claim: str, sets: Sets) -> Primary:
-    """Compute the primary number of a claim."""
+    """Compute the primary number of a claim.
+
+    Parameters
+    ----------
+    claim : str
+        Key of :data:`RULES`.
+    sets : Sets
+        Scores.
+
+    Raises
+    ------
+    DataError
+        If sets that the claim needs have not been evaluated.
+    """
     rule = RULES[claim]
     parts = rule.parts(sets)
     mean: Weights = {}
     for part in parts:
-        for key, own in part.weights.items():
-            total = mean.setdefault(key, {})
-            for each, weight in own.items():
-                total[each] = total.get(each, 0.0) + weight / len(parts)
-    return Primary(
+        for key, each, weight in part.terms():
+            own = mean.setdefault(key, {})
+            own[each] = own.get(each, 0.0) + weight / len(parts)
+    cells = sets.cells(mean)
+    if rule.recovers == "judged":
+        number = _families(sets, title(claim), parts)
+        by_capability: dict[str, list[Contrast]] = {}
+        for part in parts:
+            by_capability.setdefault(part.name.split(" · ")[1], []).append(part)
+        each_of = tuple(_families(sets, capability, own) for capability, own in by_capability.items())
+        return Primary(claim, number, each_of, rule.margin, rule.within, cells)
+    found = Primary(
         claim,
-        sets.estimate(CLAIMS[claim].title, mean, rule.nested),
+        sets.estimate(title(claim), mean, rule.nested),
         tuple(sets.estimate(part.name, part.weights, rule.nested) for part in parts),
         rule.margin,
         rule.within,
-        sets.cells(mean),
+        cells,
     )
+    if rule.recovers == "reported":
+        return replace(found, recovered=_recovered(sets, parts, rule.nested))
+    return found
 
 
-def primaries(frame: pd.DataFrame) -> tuple[dict[str, Primary], dict[str, str]]:
-    """Compute and judge the primary number of every claim that a frame of scores can judge."""
+def _families(sets: Sets, name: str, parts: Sequence[Contrast]) -> Estimated:
+    """Share of the damage recovered under pruning, minus that under quantization."""
+    pruned = [part for part in parts if sets.method(part.name.split(" · ")[0]) in PRUNING]
+    quantized = [part for part in parts if part not in pruned]
+    return sets.share(name, [(1.0, pruned), (-1.0, quantized)], nested=False)
+
+
+def _recovered(sets: Sets, parts: Sequence[Contrast], nested: bool) -> Estimated | None:
+    """Share of the damage that is recovered; a number without one has no dense model or no damage beside it."""
+    try:
+        return sets.share("recovered", [(1.0, parts)], nested)
+    except DataError:
+        return None
+
+
+def primaries(frame: pd.DataFrame, *, complete: bool = False) -> tuple[dict[str, Primary], dict[str, str]]:
+    """Compute and judge the primary number of every claim that a frame of scores can judge.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Tidy scores of one model, from a store.
+    complete : bool
+        Whether numbers with fewer draws than their rule names stay hidden, as those of a confirmation do.
+
+    Returns
+    -------
+    primaries : dict of str to Primary
+        By claim, judged together.
+    missing : dict of str to str
+        For each other claim of :data:`RULES`, what its number lacks.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import primaries, simulated_grid
+    >>> shape = {"seq_len": 256, "layout": "pack", "format": "text", "capability": "code"}
+    >>> losses = {"c4": 0.05, "wikipedia": 0.15}
+    >>> frame = simulated_grid([{"source": source, "loss": loss} | shape for source, loss in losses.items()])
+    >>> found, missing = primaries(frame)
+    >>> {claim: str(number.decision) for claim, number in found.items()}
+    {'C5': 'reproduced'}
+    """
     sets = Sets(frame)
     found: dict[str, Primary] = {}
     missing: dict[str, str] = {}
     for claim in RULES:
         try:
-            found[claim] = primary(claim, sets)
+            number = primary(claim, sets)
+            draws, wanted = number.number.interval.n_draws, RULES[claim].draws
+            if complete and draws < wanted:
+                raise DataError(f"{draws} of {wanted} draws have been computed")
+            found[claim] = number
         except DataError as error:
             missing[claim] = str(error)
     return {each.claim: each for each in judged(list(found.values()))}, missing
 
 
-def judged(numbers: Sequence[Primary]) -> Iterator[Primary]:
-    """Judge primary numbers together, with Holm's correction over all of them.
+def primary_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
+    """Tabulate primary numbers for a reader.
 
-    Notes
-    -----
-    *Negligible*: the 90 % interval lies inside the margin, so that neither direction matters. *Reproduced* and
-    *reversed*: the number is on that side of 0 after Holm's correction. A claim that says "within the margin" is
-    reproduced by equivalence, and reversed if its interval lies outside. Below three draws nothing is decided.
+    Parameters
+    ----------
+    stages : mapping of str to mapping of str to Primary
+        For each stage of the evidence, such as the pilot, its primary numbers by claim.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per claim and stage: ``claim``, ``title``, ``paper``, ``stage``, ``number``, ``recovered`` (share of the
+        damage), ``parts`` (their range and how many there are), ``verdict``, ``generality``, ``apart`` (parts that
+        differ from the mean), ``draws``, ``items`` and ``cells``; in per cent ``value``, ``low`` and ``high``, and
+        ``lowest`` and ``highest`` of the parts.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Primary, judged, primary_table
+    >>> from cola_lib.analysis.claims.decisions import Estimated
+    >>> from cola_lib.analysis.inference import Interval
+    >>> number = Estimated("x", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40))
+    >>> stages = {"pilot": {one.claim: one for one in judged([Primary("C5", number, (number,), 0.005)])}}
+    >>> primary_table(stages)[["claim", "number", "verdict"]].to_dict("records")
+    [{'claim': 'P5', 'number': '+5.1 [+3.0, +7.3] %', 'verdict': 'reproduced'}]
     """
-    if not numbers:
-        return
-    adjusted = holm({str(i): each.p_value for i, each in enumerate(numbers)})
-    for each, p in zip(numbers, adjusted, strict=True):
-        yield replace(each, p_holm=float(p), decision=_decide(each, float(p)))
-
-
-def _decide(number: Primary, p_holm: float) -> Decision:
-    interval, (low, high) = number.number.interval, number.number.interval.ends()
-    if interval.n_draws < LEAST_DRAWS:
-        return Decision.UNDECIDED
-    if number.within:
-        if p_holm < LEVEL:
-            return Decision.REPRODUCED
-        return Decision.REVERSED if low > number.margin or high < -number.margin else Decision.UNDECIDED
-    if interval.p_equivalence(number.margin) < LEVEL:
-        return Decision.NEGLIGIBLE
-    if p_holm >= LEVEL:
-        return Decision.UNDECIDED
-    return Decision.REPRODUCED if interval.value > 0 else Decision.REVERSED
-
-
-def primary_table(numbers: Mapping[str, Primary]) -> pd.DataFrame:
-    """Tabulate primary numbers for a reader."""
     rows = []
-    for claim, each in numbers.items():
-        values = [100 * np.expm1(part.interval.value) for part in each.parts]
+    for stage, claim, each in _rows(stages):
+        low, high = each.number.interval.ends()
+        values = [part.shown(part.interval.value) for part in each.parts]
         rows.append(
             {
-                "claim": f"P{claim[1:]} {CLAIMS[claim].title}",
+                "claim": f"P{claim[1:]}",
+                "title": title(claim),
+                "paper": CLAIMS[claim.rstrip("ab")].paper,
+                "stage": stage,
                 "number": each.number.text,
-                "range of parts": f"{min(values):+.1f} to {max(values):+.1f} ({len(values)})",
+                "recovered": each.recovered.text.removesuffix(" of the damage") if each.recovered else "",
+                "parts": _range(each.parts),
                 "verdict": str(each.decision),
-                "generality": each.generality
-                + (f", {len(each.apart)} parts apart" if each.generality == "mixed" else ""),
+                "generality": each.generality,
+                "apart": len(each.apart),
                 "draws": each.number.interval.n_draws,
                 "items": each.number.interval.n_items,
+                "cells": len(each.cells),
+                "value": each.number.shown(each.number.interval.value),
+                "low": each.number.shown(low),
+                "high": each.number.shown(high),
+                "lowest": min(values),
+                "highest": max(values),
             }
         )
     return pd.DataFrame(rows)
 
 
-def part_table(numbers: Mapping[str, Primary]) -> pd.DataFrame:
-    """Tabulate the parts behind primary numbers: they are exploratory, and are not judged."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": f"P{claim[1:]}",
-                "part": part.name,
-                "number": part.text,
-                "differs from the mean": "yes" if part in each.apart else "",
-            }
-            for claim, each in numbers.items()
-            for part in each.parts
-        ]
-    )
+def part_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
+    """Tabulate the parts behind primary numbers: they are exploratory, and are not judged.
+
+    Parameters
+    ----------
+    stages : mapping of str to mapping of str to Primary
+        As in :func:`primary_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per part: ``claim``, ``stage``, ``part``, ``number``, ``differs`` (from the mean).
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import Primary, part_table
+    >>> from cola_lib.analysis.claims.decisions import Estimated
+    >>> from cola_lib.analysis.inference import Interval
+    >>> number = Estimated("wanda · code", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40))
+    >>> part_table({"pilot": {"C5": Primary("C5", number, (number,), 0.005)}})["part"].tolist()
+    ['wanda · code']
+    """
+    rows = [
+        {
+            "claim": f"P{claim[1:]}",
+            "stage": stage,
+            "part": part.name,
+            "number": part.text,
+            "differs": "yes" if part in each.apart else "",
+        }
+        for stage, claim, each in _rows(stages)
+        for part in each.parts
+    ]
+    return pd.DataFrame(rows, columns=["claim", "stage", "part", "number", "differs"])
+
+
+def primary_markdown(stages: Mapping[str, Mapping[str, Primary]]) -> str:
+    """Write primary numbers as a table for a README, one row per claim.
+
+    Parameters
+    ----------
+    stages : mapping of str to mapping of str to Primary
+        As in :func:`primary_table`; each stage gets a pair of columns.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import primary_markdown
+    >>> print(primary_markdown({"pilot": {}, "confirmation": {}}).splitlines()[0])
+    | claim | paper | pilot | verdict | confirmation | verdict |
+    """
+    heads = "".join(f" {stage} | verdict |" for stage in stages)
+    lines = [f"| claim | paper |{heads}", "|---|---|" + "---|---|" * len(stages)]
+    for claim in RULES:
+        about = [f"P{claim[1:]} {title(claim)}", CLAIMS[claim.rstrip("ab")].paper]
+        for numbers in stages.values():
+            each = numbers.get(claim)
+            parts = f"; parts {_range(each.parts)}" if each and len(each.parts) > 1 else ""
+            about += [f"{each.number.text}{parts}", f"{each.decision}, {each.generality}"] if each else ["–", "–"]
+        lines.append("| " + " | ".join(about) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(stages: Mapping[str, Mapping[str, Primary]]) -> Iterator[tuple[str, str, Primary]]:
+    """Go through the claims, and through the stages of each."""
+    for claim in dict.fromkeys(name for numbers in stages.values() for name in numbers):
+        for stage, numbers in stages.items():
+            if claim in numbers:
+                yield stage, claim, numbers[claim]
+
+
+def _range(parts: Sequence[Estimated]) -> str:
+    values = [part.shown(part.interval.value) for part in parts]
+    return f"{min(values):+.1f} to {max(values):+.1f} ({len(values)})" if len(values) > 1 else "1"

@@ -106,36 +106,6 @@ def scorecard_parts(findings: Sequence[Finding]) -> pd.DataFrame:
     )
 
 
-def scorecard_markdown(findings: Sequence[Finding]) -> str:
-    """Write the scorecard as a table for a README.
-
-    Parameters
-    ----------
-    findings : sequence of Finding
-        Judged, of all notebooks.
-
-    Returns
-    -------
-    str
-        Markdown, a row for each claim.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Finding, judge_family, scorecard_markdown
-    >>> finding = Finding("C1", "wanda · math", 0.03, 0.01, 0.05, "% of bits per byte", 0.004, n_draws=5, n_items=60)
-    >>> print(scorecard_markdown(judge_family([finding])).splitlines()[0])
-    | claim | paper | the claim says | ours, 95 % interval | verdict | all parts |
-    """
-    lines = [
-        "| claim | paper | the claim says | ours, 95 % interval | verdict | all parts |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in scorecard(findings).itertuples():
-        ours = f"{row.ours} ({row.part})".replace("|", r"\|")
-        lines.append(f"| {row.claim} {row.title} | {row.paper} | {row.says} | {ours} | {row.verdict} | {row.parts} |")
-    return "\n".join(lines) + "\n"
-
-
 def _by_claim(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
     """Sort findings into the order of the claims."""
     if not findings:
