@@ -29,7 +29,7 @@ SECTIONS = sections()
 EXPECTED = {
     "A method": "cubed 50% 0.50",
     "A strategy": "(('2',),)",
-    "A claim": "| X1 Code is the best teacher of code | not in the paper |",
+    "A claim": "X1 Code is the best teacher of code",
 }
 
 

@@ -35,7 +35,7 @@ def test_five_verbs_do_the_whole_journey(tmp_path, monkeypatch, assets_dir):
     rows = cola.calibration_set(["c4", "math"], lm, n_samples=4, seq_len=64)
     model = cola.compress(lm, cola.GPTQ(bits=3, act_order=True), rows, progress=False)
     model.save("gptq-3bit")
-    found = cola.evaluate(model, tokens_per_capability=700, capabilities=["math", "commonsense"], progress=False)
+    found = cola.evaluate(model, tokens_per_capability=3000, capabilities=["math", "commonsense"], progress=False)
 
     assert model.report.calibration == (rows.fingerprint,) and model.notes == ()
     assert load_model("gptq-3bit").fingerprint == model.report.model_after
