@@ -6,11 +6,13 @@ SHELL   := bash
 
 PYTHON  ?= python3
 VENV    ?= .venv
-PROFILE ?= quick
+PROFILE ?= standard
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
 BENCH   ?=
+# Where the executed notebooks go, which make html renders.
+OUT     ?= book/executed
 # What the figures of this machine are filed under.
 MACHINE ?= cpu
 # Tests, or notebooks, at a time: small matrices gain little from threads.
@@ -38,12 +40,13 @@ TOOLS := llmcompressor gptqmodel
 .PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers lock clean distclean
 
 help:  ## List the targets
-	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
-	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
+	@echo "Usage: make TARGET [PROFILE=standard] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
+	@echo "make book reads evidence/. FRESH=1 reads nothing that is stored, and so computes all of it again: hours."
+	@echo "PROFILE=quick computes small grids instead, to see that everything runs."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
+book: plan  ## Set up, fetch the model and data, run the notebooks on the evidence, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
 	@$(if $(FRESH),rm -rf $(STALE) book/executed _build)
 	@$(MAKE) --no-print-directory assets
@@ -57,8 +60,8 @@ plan:
 	@echo "  3. run the notebooks                      $$(sed -n 's/^takes: *//p' $(PROFILE_FILE))"
 	@echo "  4. render the book to _build/html         about 1 minute"
 
-notebooks: setup  ## Run the notebooks of PROFILE into book/executed
-	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed --jobs $(JOBS) $(if $(FRESH),--fresh) $(if $(CI),,--progress)
+notebooks: setup  ## Run the notebooks of PROFILE into book/executed, or OUT
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out $(OUT) --jobs $(JOBS) $(if $(FRESH),--fresh) $(if $(CI),,--progress)
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
 	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml

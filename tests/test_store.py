@@ -84,6 +84,16 @@ def only_file(store: ResultStore) -> str:
     return path
 
 
+def test_a_result_is_computed_once(tmp_path):
+    store, calls = ResultStore(tmp_path), []
+
+    def compute():
+        calls.append(1)
+        return result()
+
+    assert [store.cached(key(), compute)[1] for _ in range(2)] == [False, True] and len(calls) == 1
+
+
 def test_what_is_put_is_what_is_got(store):
     cell = result()
     assert cell.key not in store and store.get(cell.key) is None and store.keys() == [] and len(store) == 0

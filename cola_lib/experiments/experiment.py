@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
+
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
-from cola_lib.curation import GENERAL, TARGET_SAMPLES, Pool, Strategy, Target, load_target, strategy
+from cola_lib.curation import (
+    GENERAL,
+    TARGET_SAMPLES,
+    Coverage,
+    Pool,
+    Strategy,
+    Target,
+    cover,
+    load_target,
+    strategy,
+)
+from cola_lib.curation.cola import N_SOURCES
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import CAPABILITIES, Balance, Choices, Suite, capability_suite, source_suite
-from cola_lib.experiments.cells import Label
+from cola_lib.experiments.cells import CellKey, CellResult, Label, current_versions
 from cola_lib.experiments.features import run_activations
 from cola_lib.experiments.outside import OutsideRecipe, run_outside
-from cola_lib.experiments.runner import GridResult, Tuning, list_cells, run_grid
-from cola_lib.experiments.selection import Selection, select, selection_key
+from cola_lib.experiments.runner import GridResult, Tuning, device_name, list_cells, run_grid
+from cola_lib.experiments.selection import Selection, select, selection_key, target_names
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
 from cola_lib.plugins import load_plugins
+from cola_lib.revisions import revisions
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
@@ -92,7 +108,7 @@ class Experiment:
         Instead of capabilities: for each name, the source whose evaluation half is scored under it, see
         :func:`~cola_lib.evaluate.source_suite`.
     spot_check : bool
-        Compute one stored cell of every grid again, and compare.
+        Compute one stored cell of the first grid again that has some, and compare a third of its items.
     overlap : {"drop", "raise", "allow"}
         What is done with samples of a dataset of your own that repeat evaluation items. They are left out and counted
         in a warning, since any large corpus of the web has some.
@@ -341,7 +357,7 @@ class Experiment:
         -------
         GridResult
         """
-        return run_grid(
+        grid = run_grid(
             self.lm,
             [each.build for each in sets],
             [as_spec(method) for method in methods],
@@ -352,11 +368,13 @@ class Experiment:
             dense=dense,
             targets=self.target_sets(n_draws),
             workspace=self.workspace,
-            spot_check=self.spot_check,
+            spot_check=self.spot_check and not self.workspace.checked,
             tune=tune,
             eval_dtype=self.eval_dtype,
             progress=progress,
         )
+        self.workspace.checked |= bool(grid.checks)
+        return grid
 
     def list_sets(
         self,
@@ -466,6 +484,86 @@ class Experiment:
             seed=draw,
             draw=draw,
         )
+
+    def coverage(
+        self,
+        pool: Sequence[str],
+        target: str = GENERAL,
+        *,
+        draw: int = 0,
+        n_draws: int = 1,
+        limit: int | None = None,
+        n_sources: int = N_SOURCES,
+    ) -> Coverage:
+        """Run COLA's first stage, or read what it gave: see :func:`~cola_lib.curation.cover`.
+
+        Parameters
+        ----------
+        pool, draw, n_draws, limit
+            As in :meth:`pool`.
+        target : str
+            As in :meth:`target`.
+        n_sources : int
+            Most sources that it keeps.
+        """
+        samples, aim = self.pool(pool, draw, n_draws, limit=limit), self.target(target, n_draws)
+
+        def covered() -> pd.DataFrame:
+            found = cover(samples, self.lm, aim, seq_len=self.seq_len, n_sources=n_sources)
+            gains = dict(zip(found.chosen, found.gains, strict=True))
+            ranks = {source: rank for rank, source in enumerate(found.chosen, start=1)}
+            sources = found.table["source"]
+            return found.table.assign(rank=sources.map(ranks).fillna(0), gain=sources.map(gains).fillna(0.0))
+
+        table = self.table(
+            "coverage",
+            covered,
+            rests_on=("curate", "split", "tokenize"),
+            pool=samples.fingerprint,
+            target=target_names(aim),
+            seq_len=self.seq_len,
+            n_sources=n_sources,
+        )
+        chosen = table[table["rank"] > 0].drop_duplicates("source").sort_values("rank")
+        bare = table.drop(columns=["rank", "gain"])
+        return Coverage(bare, tuple(chosen["source"]), tuple(map(float, chosen["gain"])))
+
+    def table(
+        self, name: str, make: Callable[[], pd.DataFrame], *, rests_on: Sequence[str] = (), **facts: Any
+    ) -> pd.DataFrame:
+        """Read a table that a figure needs, or make it and keep it in the store like a cell.
+
+        Parameters
+        ----------
+        name : str
+            What it holds.
+        make : callable
+            Makes the table from this experiment's model: columns of texts, numbers, or tuples of numbers.
+        rests_on : sequence of str
+            Algorithms of :data:`cola_lib.revisions.REVISIONS` that shape it.
+        **facts
+            Everything else that decides it, as plain data.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As made. Once it was packed, its fractions have the digits of float32.
+        """
+        key = CellKey(self.lm.fingerprint, name, dict(facts), None, None, revisions(*rests_on))
+
+        def made() -> CellResult:
+            began = time.perf_counter()
+            return CellResult(
+                key,
+                make(),
+                {},
+                device=device_name(self.lm.device),
+                seconds=time.perf_counter() - began,
+                versions=current_versions(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+
+        return ResultStore(self.store, packed=self.packed).cached(key, made)[0].scores
 
     def has_chosen(
         self,

@@ -48,14 +48,11 @@ def harness_cell(
         If the suite's items come from the hub.
     """
     key = harness_key(lm, suite)
-    found = store.get(key)
-    if found is not None:
-        return _result_of(found.scores)
-    store.check_writable()
-    began = time.perf_counter()
-    result = run_harness(lm, suite, batch_size=batch_size, allow_code_execution=allow_code_execution)
-    store.put(
-        CellResult(
+
+    def evaluated() -> CellResult:
+        began = time.perf_counter()
+        result = run_harness(lm, suite, batch_size=batch_size, allow_code_execution=allow_code_execution)
+        return CellResult(
             key=key,
             scores=_table(result),
             labels={"model": lm.name, "suite": suite.name, "items": suite.items, "limit": suite.limit},
@@ -64,8 +61,8 @@ def harness_cell(
             versions={**current_versions(), "lm_eval": result.report["lm_eval_version"]},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-    )
-    return result
+
+    return _result_of(store.cached(key, evaluated)[0].scores)
 
 
 def harness_key(lm: LanguageModel, suite: HarnessSuite) -> CellKey:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
 from cola_lib.models import LanguageModel, resolve_dtype
 from cola_lib.revisions import revisions
-from cola_lib.statistics import PROPAGATE, Propagate
+from cola_lib.statistics import PROPAGATE, LayerStatistics, Propagate
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,9 @@ TOLERANCE = 0.02
 The same machine gives the same numbers. Another one sums in another order, and a rounding that falls the other way
 early in a sweep moves what comes after it."""
 
+CHECKED_SHARE = 1 / 3
+"""Share of each capability's items on which a stored cell is computed again."""
+
 
 @dataclass(frozen=True)
 class SpotCheck:
@@ -73,7 +79,8 @@ class SpotCheck:
     description : str
         Method, source and draw.
     largest : float
-        Largest difference of a capability's bits per byte, as a share of the stored value.
+        Largest difference of a capability's bits per byte, as a share of the stored value. A random third of its items
+        is scored again.
 
     Examples
     --------
@@ -240,7 +247,8 @@ def run_grid(
     workspace : Workspace, optional
         Give the same one to several grids on one model: what they share is computed once.
     spot_check : bool
-        Compute one of the cells that were read again, drawn at random, and compare.
+        Compute one of the cells that were read again, and compare a random third of its items. It is drawn from the
+        half that reads the fewest tokens.
     tune : Tuning, optional
         Train every compressed model further before it is evaluated; part of a cell's name, and of its label. The
         dense model stays as it is.
@@ -293,7 +301,7 @@ def run_grid(
     n_tuned = sum(spec.calibrated for spec in specs)
     total = dense + len(specs) - n_tuned + n_tuned * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
-    stored: list[tuple[_Cell, CellResult, LazySet | None]] = []
+    stored: list[_Stored] = []
     with tqdm(total=total, unit="cell", desc="grid", disable=not progress) as bar:
         for cells, calibration, build in _asked(grid, sets, specs, dense):
             for cell, result, read in grid.run(cells, calibration):
@@ -301,7 +309,7 @@ def run_grid(
                 stored += [(cell, result, build)] * read
                 bar.set_postfix_str(grid.describe(cell), refresh=False)
                 bar.update()
-    checks = (grid.check(*random.SystemRandom().choice(stored)),) if spot_check and stored else ()
+    checks = (grid.check(*random.SystemRandom().choice(_cheaper_half(stored))),) if spot_check and stored else ()
     return GridResult(
         frame=stack(result.frame(cell.labels) for cell, result in found),
         layers=stack(result.layer_frame(cell.labels) for cell, result in found),
@@ -312,6 +320,19 @@ def run_grid(
         checks=checks,
         cells={cell.key.fingerprint: cell.labels for cell, _ in found},
     )
+
+
+_Stored = tuple[_Cell, CellResult, LazySet | None]
+
+
+def _cheaper_half(stored: list[_Stored]) -> list[_Stored]:
+    """Keep the cells that read no more tokens than the median: a check must not cost more than the page around it."""
+
+    def n_tokens(each: _Stored) -> int:
+        return int(each[0].labels["calibration_tokens"] or 0)
+
+    most = sorted(map(n_tokens, stored))[(len(stored) - 1) // 2]
+    return [each for each in stored if n_tokens(each) <= most]
 
 
 def _asked(
@@ -425,21 +446,20 @@ class _Grid:
     ) -> Iterator[tuple[_Cell, CellResult, bool]]:
         """Yield the cells of one calibration set, and whether each was stored; walk only if one is missing."""
         for cell in cells:
-            result = self._store.get(cell.key)
-            stored = result is not None
-            if result is None:
-                if not self.n_computed:
-                    self._store.check_writable()
-                result = self._compute(cell, calibration)
-                self._store.put(result)
-                self.n_computed += 1
+            result, stored = self._store.cached(cell.key, partial(self._compute, cell, calibration))
+            self.n_computed += not stored
             yield cell, result, stored
 
     def check(self, cell: _Cell, result: CellResult, build: LazySet | None) -> SpotCheck:
-        """Compute a stored cell again, and compare."""
+        """Compress as for a stored cell, score some of its items again, and compare."""
+        if self._suite is None:
+            raise SpecError("a cell without scores cannot be checked")
+        some = _some_items(self._suite)
         calibration = build() if callable(build) else build
-        again = self._compute(cell, calibration)
-        pooled = [_bits_per_byte(each.scores) for each in (result, again)]
+        with self._compressed(cell, calibration, self._statistics(calibration), {}):
+            again = evaluate(self._lm, some, dtype=self._dtype, progress=False)
+        before = result.scores[result.scores["item"].isin(again["item"])]
+        pooled = [_bits_per_byte(each) for each in (before, again)]
         largest = float(((pooled[1] - pooled[0]) / pooled[0]).abs().max())
         what = self.describe(cell)
         if not largest <= TOLERANCE:
@@ -454,16 +474,44 @@ class _Grid:
     def _compute(self, cell: _Cell, calibration: CalibrationSet | None) -> CellResult:
         """Compress, evaluate, restore."""
         log.info("computing cell %s: %s", cell.key.fingerprint, self.describe(cell))
-        report: CompressionReport | None = None
         # All of these read the untouched model, so they come before anything is compressed.
         reference = self._workspace.reference(self._lm, self._suite, self._dtype) if self._suite else None
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
-        statistics = None
-        if calibration is not None and self._propagate == "original":
-            statistics = self._workspace.statistics(self._lm, calibration)
+        statistics = self._statistics(calibration)
         began = time.perf_counter()
+        with self._compressed(cell, calibration, statistics, targets) as report:
+            scores = pd.DataFrame()
+            if self._suite is not None:
+                scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
+        return CellResult(
+            key=cell.key,
+            scores=scores,
+            labels=cell.labels,
+            layers=_layer_table(report) if report else pd.DataFrame(),
+            device=device_name(self._lm.device),
+            seconds=time.perf_counter() - began,
+            versions=current_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _statistics(self, calibration: CalibrationSet | None) -> LayerStatistics | None:
+        """Walk the untouched model, unless each block is to read what the compressed ones before it give."""
+        if calibration is None or self._propagate != "original":
+            return None
+        return self._workspace.statistics(self._lm, calibration)
+
+    @contextlib.contextmanager
+    def _compressed(
+        self,
+        cell: _Cell,
+        calibration: CalibrationSet | None,
+        statistics: LayerStatistics | None,
+        targets: Mapping[str, LayerStatistics],
+    ) -> Iterator[CompressionReport | None]:
+        """Hold the model compressed, and trained further if asked for, as the cell says."""
+        report: CompressionReport | None = None
         with restored(self._lm):
             try:
                 if cell.spec is not None:
@@ -479,22 +527,10 @@ class _Grid:
                     if self._tune is not None:
                         pruned = isinstance(cell.spec, PruneSpec)
                         finetune(self._lm, self._tune.rows, self._tune.spec, keep_zeros=pruned, progress=False)
-                scores = pd.DataFrame()
-                if self._suite is not None:
-                    scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
+                yield report
             except Exception as error:
                 error.add_note(f"in cell {self.describe(cell)}")
                 raise
-        return CellResult(
-            key=cell.key,
-            scores=scores,
-            labels=cell.labels,
-            layers=_layer_table(report) if report else pd.DataFrame(),
-            device=device_name(self._lm.device),
-            seconds=time.perf_counter() - began,
-            versions=current_versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
 
     @staticmethod
     def describe(cell: _Cell) -> str:
@@ -536,12 +572,7 @@ def each_set(
     for build, own in tqdm(pairs, unit="set", desc=desc, disable=not progress):
         calibration = build() if callable(build) else build
         name = key(calibration)
-        result = store.get(name)
-        stored = result is not None
-        if result is None:
-            store.check_writable()
-            result = compute(calibration, name, own)
-            store.put(result)
+        result, stored = store.cached(name, partial(compute, calibration, name, own))
         yield calibration, own, result, stored
 
 
@@ -592,6 +623,15 @@ def _layer_table(report: CompressionReport) -> pd.DataFrame:
         for r in report.layers
     ]
     return pd.DataFrame(rows).astype({"output_error": float})
+
+
+def _some_items(suite: Suite) -> Suite:
+    """Draw a third of each capability's items, and one at least."""
+    chosen: set[str] = set()
+    for capability in suite.capabilities:
+        names = [item.id for item in suite.items if item.capability == capability]
+        chosen.update(random.SystemRandom().sample(names, math.ceil(CHECKED_SHARE * len(names))))
+    return Suite(tuple(item for item in suite.items if item.id in chosen))
 
 
 def _bits_per_byte(scores: pd.DataFrame) -> pd.Series:

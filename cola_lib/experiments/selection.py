@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,22 +107,19 @@ def select(
     """
     target = target if chooser.needs_target else None
     key = selection_key(lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
-    found = store.get(key)
-    if found is not None:
-        return Selection(_set_of(found, chooser, seq_len, seed, draw), found.seconds, True)
-    store.check_writable()
-    began = time.perf_counter()
-    if n_samples is None:
-        if n_tokens is None:
-            raise SpecError("a set has a number of rows or a number of tokens: give n_samples or n_tokens")
-        rows = at_tokens(chooser, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=target, seed=seed)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        rows = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
-    seconds = time.perf_counter() - began
-    labels: dict[str, Label] = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
-    store.put(
-        CellResult(
+
+    def choose() -> CellResult:
+        began = time.perf_counter()
+        if n_samples is None:
+            if n_tokens is None:
+                raise SpecError("a set has a number of rows or a number of tokens: give n_samples or n_tokens")
+            rows = at_tokens(chooser, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=target, seed=seed)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            rows = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
+        seconds = time.perf_counter() - began
+        labels: dict[str, Label] = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
+        return CellResult(
             key=key,
             scores=_table(rows),
             labels={**labels, "target": target.name if target else None},
@@ -131,8 +128,9 @@ def select(
             versions=current_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-    )
-    return Selection(replace(rows, draw=draw), seconds, False)
+
+    found, stored = store.cached(key, choose)
+    return Selection(_set_of(found, chooser, seq_len, seed, draw), found.seconds, stored)
 
 
 def selection_key(
@@ -170,10 +168,6 @@ def selection_key(
     """
     own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
-    wanted: Mapping[str, str] | None = None
-    if target is not None:
-        held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
-        wanted = {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
     return CellKey(
         model=lm.fingerprint,
         suite="selection",
@@ -181,8 +175,20 @@ def selection_key(
         calibration=pool.fingerprint,
         propagate=None,
         revisions=revisions("curate", "split", "tokenize"),
-        targets=wanted,
+        targets=target_names(target) if target else None,
     )
+
+
+def target_names(target: Target) -> dict[str, str]:
+    """Name what decides a target: for each capability its texts and its weight.
+
+    Parameters
+    ----------
+    target : Target
+        Any.
+    """
+    held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
+    return {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
 
 
 def _table(rows: CalibrationSet) -> pd.DataFrame:
