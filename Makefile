@@ -37,7 +37,7 @@ CONFIRMATION := a2_length a3_reasoning a1_sources
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers same-findings lock clean distclean
 
 help:  ## List the targets
 	@echo "Usage: make TARGET [PROFILE=standard] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
@@ -127,6 +127,9 @@ bench: setup assets  ## Time everything against the forward pass and the peers, 
 
 same-numbers: setup  ## Recompute the analysis of the evidence under several BLAS kernels and thread counts, and compare
 	$(PY) -m benchmarks.same_numbers
+
+same-findings: setup assets  ## Judge the claims of all chapters under several BLAS kernels and thread counts, and compare what is printed
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.same_findings
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	$(COMPILE) --extra book --extra dev --extra export --extra embeddings --extra ray pyproject.toml -o requirements.lock
