@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import typer
 
@@ -55,15 +56,15 @@ def calls_of(chapter: Path, parameters: Mapping[str, Any]) -> list[Call]:
 
     matplotlib.use("agg")
     calls: list[Call] = []
-    for name in filter(CLAIM.fullmatch, analysis.__all__):
-        setattr(analysis, name, _logged(name, getattr(analysis, name), calls))
+    logged = {name: _logged(name, getattr(analysis, name), calls) for name in filter(CLAIM.fullmatch, analysis.__all__)}
     shell = InteractiveShell.instance()
-    for cell in nbformat.read(chapter, as_version=4).cells:
-        if cell.cell_type == "code":
-            with capture_output():
-                shell.run_cell(cell.source).raise_error()
-            if "parameters" in cell.metadata.get("tags", ()):
-                shell.user_ns.update(parameters)
+    with mock.patch.multiple(analysis, **logged):
+        for cell in nbformat.read(chapter, as_version=4).cells:
+            if cell.cell_type == "code":
+                with capture_output():
+                    shell.run_cell(cell.source).raise_error()
+                if "parameters" in cell.metadata.get("tags", ()):
+                    shell.user_ns.update(parameters)
     return calls
 
 

@@ -441,9 +441,10 @@ class Experiment:
             "n_draws": n_draws + 1,
             "limit": self.target_texts,
         }
-        return self.workspace.remember(
-            ("target", name, *options.items()), lambda: load_target(name, sources=self.targets, **options)
-        )
+        key = ("target", name, *options.items())
+        if name in capabilities:
+            return self.workspace.remember(key, lambda: self.target(GENERAL, n_draws).towards(name))
+        return self.workspace.remember(key, lambda: load_target(name, sources=self.targets, **options))
 
     def select(
         self,
