@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from cola_lib.compress import method_spec
+from cola_lib.curation import load_target
 from cola_lib.errors import SpecError, UnknownNameError
 from cola_lib.experiments import RANDOM_TOKENS, Experiment, ResultStore, as_spec
+from cola_lib.experiments.selection import target_names
 from tests.tiny_models import tiny_language_model
 
 METHODS = [{"method": "wanda", "sparsity": 0.5}, {"method": "rtn", "bits": 3, "group_size": 16}]
@@ -63,6 +65,15 @@ def test_coverage_is_read_as_it_was_computed(small, tmp_path, monkeypatch):
     again = replace(small, store=tmp_path, targets=targets, target_texts=3).coverage(["c4", "gsm8k"], **asked)
     assert again.chosen == first.chosen and again.gains == first.gains
     pd.testing.assert_frame_equal(again.table, first.table)
+
+
+def test_targets_with_the_same_texts_share_what_is_measured_on_them(small):
+    sources = {"math": ("gsm8k",), "code": ("mbpp",)}
+    experiment = replace(small, targets=sources, target_texts=3)
+    targeted, general = (experiment.target(name, 2) for name in ("math", "general"))
+    assert targeted.pool is general.pool
+    options = {"capabilities": tuple(sources), "draw": 2, "n_draws": 3, "limit": 3}
+    assert target_names(targeted) == target_names(load_target("math", sources=sources, **options))
 
 
 def test_an_experiment_checks_one_stored_cell(small):
