@@ -512,9 +512,11 @@ class Experiment:
         def covered() -> pd.DataFrame:
             found = cover(samples, self.lm, aim, seq_len=self.seq_len, n_sources=n_sources)
             gains = dict(zip(found.chosen, found.gains, strict=True))
-            ranks = {source: rank for rank, source in enumerate(found.chosen, start=1)}
+            places = {source: place for place, source in enumerate(found.chosen, start=1)}
             sources = found.table["source"]
-            return found.table.assign(rank=sources.map(ranks).fillna(0), gain=sources.map(gains).fillna(0.0))
+            return found.table.assign(
+                place=sources.map(places).fillna(0).astype(int), gain=sources.map(gains).fillna(0.0)
+            )
 
         table = self.table(
             "coverage",
@@ -525,8 +527,8 @@ class Experiment:
             seq_len=self.seq_len,
             n_sources=n_sources,
         )
-        chosen = table[table["rank"] > 0].drop_duplicates("source").sort_values("rank")
-        bare = table.drop(columns=["rank", "gain"])
+        chosen = table[table["place"] > 0].drop_duplicates("source").sort_values("place")
+        bare = table.drop(columns=["place", "gain"])
         return Coverage(bare, tuple(chosen["source"]), tuple(map(float, chosen["gain"])))
 
     def table(
