@@ -173,6 +173,11 @@ class Experiment:
         )
 
     @cached_property
+    def results(self) -> ResultStore:
+        """The store, whose packed files are read once."""
+        return ResultStore(self.store, packed=self.packed)
+
+    @cached_property
     def workspace(self) -> Workspace:
         """What this experiment's grids share."""
         return Workspace()
@@ -240,7 +245,7 @@ class Experiment:
             Of every calibration set.
         """
         other = replace(self, n_samples=n_samples, seq_len=seq_len)
-        vars(other).update(lm=self.lm, suite=self.suite, workspace=self.workspace)
+        vars(other).update(lm=self.lm, suite=self.suite, results=self.results, workspace=self.workspace)
         return other
 
     def run(
@@ -362,7 +367,7 @@ class Experiment:
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             propagate=propagate,
             labels=[each.labels for each in sets],
             dense=dense,
@@ -397,7 +402,7 @@ class Experiment:
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             propagate=propagate,
             labels=[each.labels for each in sets],
             dense=dense,
@@ -477,7 +482,7 @@ class Experiment:
             self.lm,
             chooser,
             self.pool(pool, draw, n_draws, limit=limit),
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             seq_len=self.seq_len,
             n_samples=(n_samples or self.n_samples) if n_tokens is None else None,
             n_tokens=n_tokens,
@@ -566,7 +571,7 @@ class Experiment:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
 
-        return ResultStore(self.store, packed=self.packed).cached(key, made)[0].scores
+        return self.results.cached(key, made)[0].scores
 
     def has_chosen(
         self,
@@ -595,7 +600,7 @@ class Experiment:
             self.target(target, n_draws) if target is not None else None,
             draw,
         )
-        return key in ResultStore(self.store, packed=self.packed)
+        return key in self.results
 
     def run_strategies(
         self,
@@ -685,7 +690,7 @@ class Experiment:
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             None,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             labels=[each.labels for each in sets],
             dense=False,
             targets=judges,
@@ -727,7 +732,7 @@ class Experiment:
             [each.build for each in sets],
             recipe,
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             python=python,
             labels=[each.labels for each in sets],
             workspace=self.workspace,
@@ -789,7 +794,7 @@ class Experiment:
             self.lm,
             [partial(self.calibration, n_draws=divided, **condition) for condition in conditions],
             self.target_sets(divided),
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             labels=[_labels(condition) for condition in conditions],
             workspace=self.workspace,
         )
