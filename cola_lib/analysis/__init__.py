@@ -8,7 +8,6 @@ from cola_lib.analysis.claims import (
     RULES,
     Claim,
     Decision,
-    Estimated,
     Finding,
     Options,
     Primary,
@@ -55,7 +54,8 @@ from cola_lib.analysis.claims import (
 )
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
-from cola_lib.analysis.inference import Interval
+from cola_lib.analysis.gains import gains, kept
+from cola_lib.analysis.inference import Estimated, Interval
 from cola_lib.analysis.league import Ranking, mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import PermutationTest, holm, permutation_test, source_matters
@@ -86,6 +86,7 @@ from cola_lib.analysis.retention import (
     source_table,
 )
 from cola_lib.analysis.scores import SCORES, BinnedCondition, Condition, Score, condition, score_named
+from cola_lib.analysis.sets import Sets
 from cola_lib.analysis.simulation import simulated_grid
 from cola_lib.analysis.text import with_interval
 from cola_lib.analysis.variance import source_share, source_versus_method, variance_components
@@ -94,6 +95,7 @@ __all__ = [
     "RULES",
     "Decision",
     "Estimated",
+    "Sets",
     "Primary",
     "Rule",
     "World",
@@ -160,7 +162,9 @@ __all__ = [
     "findings_to_json",
     "held_out_correlation",
     "held_out_table",
+    "gains",
     "holm",
+    "kept",
     "judge_family",
     "matched_gains",
     "matters",

@@ -12,7 +12,7 @@ from cola_lib.analysis.claims.comparisons import (
     c9_domain_cost,
 )
 from cola_lib.analysis.claims.contrasts import c4_source_as_method, c7_language, c10_difficulty
-from cola_lib.analysis.claims.decisions import Decision, Estimated, Primary, judged
+from cola_lib.analysis.claims.decisions import Decision, Primary, judged
 from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION, Options, compare
 from cola_lib.analysis.claims.findings import (
     Finding,
@@ -39,7 +39,6 @@ from cola_lib.analysis.claims.table import CLAIMS, UNITS, Claim, register_claim
 __all__ = [
     "RULES",
     "Decision",
-    "Estimated",
     "Primary",
     "Rule",
     "World",
