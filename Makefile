@@ -81,7 +81,7 @@ check-book: setup  ## Open every page of the built book in Chromium, and use it;
 
 pdf: setup  ## Print the notebooks' pages and the others as one book, _build/book.pdf; needs Chromium
 	@$(BIN)/jupyter-book build . --quiet --builder singlehtml --toc book/_toc.yml
-	@cp _build/singlehtml/book/intro.html _build/singlehtml/book.html  # its links begin at the root
+	@cp _build/singlehtml/book/executed/00_choose.html _build/singlehtml/book.html  # its links begin at the root
 	@$(PY) -c 'from cola_lib.pages import print_book; print_book("_build/singlehtml/book.html", "_build/book.pdf")'
 	@echo "The book in print: $(CURDIR)/_build/book.pdf"
 

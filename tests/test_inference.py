@@ -22,8 +22,8 @@ from cola_lib.analysis import (
     verdict_chances,
 )
 from cola_lib.analysis.claims.decisions import LEVEL, generality
-from cola_lib.analysis.sets import Contrast, Sets
 from cola_lib.analysis.inference import PRIOR_CAP, UNDECISIVE, WeightedSet, log_scores, moderated, weighted_sum
+from cola_lib.analysis.sets import Contrast, Sets
 from cola_lib.errors import DataError
 
 PART = ("wanda", "math")

@@ -21,7 +21,12 @@ from cola_lib.errors import ColaError, SpecError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TOOLS = {"13_explore", "14_performance", "15_scaling"}  # pages to look something up with, and no chapters of the course
+TOOLS = {
+    "00_choose",
+    "13_explore",
+    "14_performance",
+    "15_scaling",
+}  # pages to look something up with, and no chapters of the course
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yml"))
 PARAMETERS = 'n_draws = 3  # draws\nsources = [\n    "c4",\n    "math",\n]\nratio: float = 0.5\nlimit = None'
 
@@ -338,6 +343,19 @@ def test_what_cannot_run_together_is_refused(tmp_path):
         list(book.run_notebooks(runs, jobs=2))
 
 
+def test_links_stay_right_in_the_folder_of_executed_notebooks(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "rules.md").write_text("# Rules")
+    (tmp_path / "notebooks").mkdir()
+    source = write(tmp_path / "notebooks", "nb", "1")
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[0].source = "[a](../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+    nbformat.write(notebook, source)
+    book.run_notebook(run_of(source, tmp_path / "book" / "executed"))
+    found = nbformat.read(tmp_path / "book" / "executed" / "nb.ipynb", as_version=4).cells[0].source
+    assert found == "[a](../../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+
+
 def test_unknown_kernel(tmp_path):
     source = write(tmp_path, "nb", "1")
     notebook = nbformat.read(source, as_version=4)
@@ -409,3 +427,23 @@ def test_profile_fits_the_notebooks(path, tmp_path):
     book.plan([], folder=ROOT / "notebooks", out=tmp_path, profile=profile)
     if path.stem == "quick":
         assert list(profile.notebooks) == [p.stem for p in SOURCES], "the quick book has all notebooks"
+
+
+PLAIN = {"00_choose"}
+"""Notebooks that read as well in JupyterLab, in Colab and on GitHub as on the page."""
+
+MARKUP = re.compile(r"\{(?:doc|cite|glue|ref|numref|term)[:\w]*\}`|^:::|^```\{", re.M)
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_a_plain_notebook_shows_no_markup_of_sphinx(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    assert not [found for cell in cells for found in MARKUP.findall(cell.source)]
+    assert all(
+        cell.metadata.get("jupyter", {}).get("source_hidden")
+        for cell in cells
+        if "hide-input" in cell.metadata.get("tags", [])
+    ), "what the page folds is folded in Jupyter too"
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\((?!http)([^)#]+)", text)]
+    assert links and all((ROOT / "notebooks" / link).is_file() for link in links), links

@@ -54,7 +54,7 @@ from cola_lib.analysis.claims import (
 )
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
-from cola_lib.analysis.gains import gains, kept
+from cola_lib.analysis.gains import gains, kept, study
 from cola_lib.analysis.inference import Estimated, Interval
 from cola_lib.analysis.league import Ranking, mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
@@ -192,6 +192,7 @@ __all__ = [
     "source_table",
     "source_versus_method",
     "spearman",
+    "study",
     "variance_components",
     "verdict",
     "with_interval",

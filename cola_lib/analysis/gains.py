@@ -10,10 +10,47 @@ import pandas as pd
 
 from cola_lib.analysis.inference import Interval, Part
 from cola_lib.analysis.sets import TRAINED, Sets, Weights
-from cola_lib.errors import SpecError
+from cola_lib.errors import DataError, SpecError
 
 PARTS = ("label", "capability")
 """Columns that tell the parts of a set apart: the method with its strength, and what was evaluated."""
+
+
+def study(frame: pd.DataFrame, **labels: Any) -> Sets:
+    """Select the calibration sets of one experiment.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Tidy scores of one model, from a store.
+    **labels
+        Values that a set's labels have: one, a list of several, or ``None`` for a label that it has not.
+
+    Returns
+    -------
+    Sets
+        With the scores of the dense model and of methods that read no data.
+
+    Raises
+    ------
+    DataError
+        If there is no such set.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis import simulated_grid, study
+    >>> study(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]), source="c4").names
+    ('source=c4',)
+    """
+    chosen = frame["source"].notna()
+    for name, wanted in labels.items():
+        values = wanted if isinstance(wanted, list | tuple) else [wanted]
+        column = frame.get(name, pd.Series(None, index=frame.index, dtype=object))
+        chosen &= column.isna() if wanted is None else column.isin(values)
+    if not chosen.any():
+        told = ", ".join(f"{name} {value}" for name, value in labels.items())
+        raise DataError(f"no calibration set with {told} has been evaluated")
+    return Sets(frame[chosen | frame["source"].isna()])
 
 
 def gains(
@@ -46,7 +83,8 @@ def gains(
     -------
     pandas.DataFrame
         One row per set and part: ``set``, its labels, ``by``; ``value``, ``low`` and ``high`` of the 95 % interval, as
-        shares of the bits per byte, positive where the set is better than the reference; ``n_draws``, ``n_items``.
+        shares of the bits per byte, positive where the set is better than the reference; ``p_value`` of no gain;
+        ``n_draws``, ``n_items``.
 
     Examples
     --------
@@ -134,5 +172,5 @@ def _row(
     """Turn an interval of logarithms into a row of shares."""
     ends = sorted(sign * end for end in interval.ends())
     value, low, high = (float(np.exp(each) - start) for each in (sign * interval.value, *ends))
-    counts = {"n_draws": interval.n_draws, "n_items": interval.n_items}
+    counts = {"p_value": interval.p_value(), "n_draws": interval.n_draws, "n_items": interval.n_items}
     return {"set": name, **sets.labels(name), **values, "value": value, "low": low, "high": high, **counts}

@@ -7,6 +7,7 @@ from cola_lib.figures.dots import interval_dots
 from cola_lib.figures.interactive import InteractiveFigure, interactive_map, interval_explorer
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
+from cola_lib.figures.names import readable
 from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
@@ -34,6 +35,7 @@ __all__ = [
     "matrix_heatmap",
     "primary_strip",
     "ratio_dots",
+    "readable",
     "retention_heatmap",
     "scaled_heatmaps",
     "set_overview",
