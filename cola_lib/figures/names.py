@@ -49,7 +49,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "gptq": "GPTQ",
         "awq": "AWQ",
         "smoothquant": "SmoothQuant",
-        "rtn": "rounding",
+        "rtn": "rounding to nearest",
         "magnitude": "magnitude",
     }
 )
