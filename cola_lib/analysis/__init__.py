@@ -53,6 +53,7 @@ from cola_lib.analysis.claims import (
     verdict,
     verdict_chances,
 )
+from cola_lib.analysis.damping import AUTO, draw_scores, with_t_interval
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
 from cola_lib.analysis.inference import Interval
@@ -106,6 +107,7 @@ __all__ = [
     "simulated_intervals",
     "verdict_chances",
     "Interval",
+    "AUTO",
     "BY",
     "CLAIMS",
     "DOMAINS",
@@ -152,6 +154,7 @@ __all__ = [
     "difference",
     "deployment_errors",
     "difference_table",
+    "draw_scores",
     "gain_over",
     "gain_table",
     "estimate",
@@ -191,4 +194,5 @@ __all__ = [
     "variance_components",
     "verdict",
     "with_interval",
+    "with_t_interval",
 ]
