@@ -36,7 +36,8 @@ def run_damping(
     sources: Sequence[str],
     method: Mapping[str, Any] | None = None,
     *,
-    n_draws: int,
+    draws: int,
+    n_draws: int | None = None,
     amounts: Sequence[int],
     blocks: Sequence[int],
     target_samples: int = 16,
@@ -54,8 +55,11 @@ def run_damping(
         Calibrated on, and in another draw judged on.
     method : mapping, optional
         Options of GPTQ. Default: 3 bits, in activation order.
-    n_draws : int
-        Disjoint draws of each source; one more is held out for judging.
+    draws : int
+        Draws of each source to calibrate on.
+    n_draws : int, optional
+        Disjoint draws that each source is divided into, beside one more that is held out for judging. Default:
+        ``draws``.
     amounts : sequence of int
         Rows of the nested sets of each draw, rising.
     blocks : sequence of int
@@ -83,7 +87,7 @@ def run_damping(
     >>> tiny_model().save("tiny")
     >>> experiment = Experiment(model="tiny", seq_len=16)
     >>> grid = run_damping(
-    ...     experiment, ["random tokens"], n_draws=1, amounts=[5, 10], blocks=[1], target_samples=4, progress=False
+    ...     experiment, ["random tokens"], draws=1, amounts=[5, 10], blocks=[1], target_samples=4, progress=False
     ... )
     >>> len(grid.layers["layer"].unique()), sorted(grid.layers["amount"].unique().tolist())
     (7, [5, 10])
@@ -92,8 +96,9 @@ def run_damping(
     options = {"bits": 3, "act_order": True} if method is None else dict(method)
     spec = settle(lm, QuantSpec("gptq", **options, damp="auto"))
     assert isinstance(spec, QuantSpec)
+    n_draws = n_draws or draws
     build = partial(experiment.calibration, n_draws=n_draws + 1)
-    labels = [{"source": source, "draw": draw} for draw in range(n_draws) for source in sources]
+    labels = [{"source": source, "draw": draw} for draw in range(draws) for source in sources]
     targets = {source: build(source, draw=n_draws, n_samples=target_samples) for source in sources}
     shape = {"amounts": list(amounts), "blocks": list(blocks), "row_step": row_step, "damps": list(damps)}
 

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.compress import CompressionReport, PruneSpec, Spec, compress, restored, settle
+from cola_lib.compress import CompressionReport, PruneSpec, QuantSpec, Spec, compress, restored, settle
 from cola_lib.errors import EvidenceError, SpecError, UnknownNameError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
@@ -25,7 +25,7 @@ from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
 from cola_lib.models import LanguageModel, resolve_dtype
 from cola_lib.revisions import revisions
-from cola_lib.statistics import PROPAGATE, Propagate
+from cola_lib.statistics import PROPAGATE, Propagate, collect_statistics
 
 log = logging.getLogger(__name__)
 
@@ -460,9 +460,13 @@ class _Grid:
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
-        statistics = None
+        statistics = held_out = None
         if calibration is not None and self._propagate == "original":
-            statistics = self._workspace.statistics(self._lm, calibration)
+            rows = calibration
+            if isinstance(cell.spec, QuantSpec) and cell.spec.chooses_damp:
+                rows, apart = calibration.hold_out()
+                held_out = collect_statistics(self._lm, apart, progress=False)
+            statistics = self._workspace.statistics(self._lm, rows)
         began = time.perf_counter()
         with restored(self._lm):
             try:
@@ -472,6 +476,7 @@ class _Grid:
                         cell.spec,
                         calibration if statistics is None else None,
                         statistics=statistics,
+                        held_out=held_out,
                         propagate=self._propagate,
                         targets=targets,
                         progress=False,
