@@ -273,7 +273,8 @@ def grid(lm, tmp_path):
 def test_the_grid_measures_what_the_library_does(grid):
     experiment, layers = grid
     rows = experiment.calibration("random tokens", 1, 3, n_samples=10)
-    report = compress(experiment.lm, method_spec("gptq", bits=3, act_order=True, damp="auto"), rows, propagate="original")
+    spec = method_spec("gptq", bits=3, act_order=True, damp="auto")
+    report = compress(experiment.lm, spec, rows, propagate="original", progress=False)
     own = layers[(layers["draw"] == 1) & (layers["amount"] == 10) & (layers["target"] == "random tokens")]
     chosen = own[own["chosen"]].set_index("layer")["damp"].to_dict()
     assert chosen == {each.layer: each.damp for each in report.layers if ".1." in each.layer}

@@ -53,7 +53,16 @@ from cola_lib.analysis.claims import (
     verdict,
     verdict_chances,
 )
-from cola_lib.analysis.damping import AUTO, draw_scores, with_t_interval
+from cola_lib.analysis.damping import (
+    AUTO,
+    against,
+    by_relation,
+    damping_table,
+    damping_to_use,
+    draw_scores,
+    losing_layers,
+    with_t_interval,
+)
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
 from cola_lib.analysis.inference import Interval
@@ -129,6 +138,8 @@ __all__ = [
     "Ranking",
     "Score",
     "Verdict",
+    "against",
+    "by_relation",
     "c1_length",
     "c2_amount",
     "c3_code_not_monotone",
@@ -151,6 +162,8 @@ __all__ = [
     "cell_table",
     "compare",
     "condition",
+    "damping_table",
+    "damping_to_use",
     "difference",
     "deployment_errors",
     "difference_table",
@@ -165,6 +178,7 @@ __all__ = [
     "held_out_table",
     "holm",
     "judge_family",
+    "losing_layers",
     "matched_gains",
     "matters",
     "mean_correlation",

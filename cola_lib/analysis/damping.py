@@ -20,6 +20,13 @@ from scipy import stats
 
 AUTO = "auto"
 
+RANDOM = "random tokens"
+"""Source that is no text: calibrated on as a control, and never judged on."""
+
+SEEN, SAME, OTHER, CONTROL = "calibration rows", "same source", "other source", RANDOM
+"""Where GPTQ is judged: on the rows that it solved with, on held-out text of their source, on that of another, and on
+text after calibration on random tokens."""
+
 
 def draw_scores(layers: pd.DataFrame) -> pd.DataFrame:
     """Average log ratios over layers.
@@ -73,3 +80,166 @@ def with_t_interval(values: pd.Series) -> pd.Series:
     """
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return pd.Series({"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half})
+
+
+def by_relation(scores: pd.DataFrame) -> pd.DataFrame:
+    """Average each draw's scores over the pairs of calibration source and held-out source.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Of :func:`draw_scores`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``amount``, ``damp``, ``where`` (:data:`SEEN`, :data:`SAME`, :data:`OTHER` or :data:`CONTROL`),
+        ``draw``, ``score`` and ``losing``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import by_relation
+    >>> one = {"amount": 8, "damp": "0.1", "draw": 0, "losing": 0.0, "source": "c4"}
+    >>> cases = [("c4", -1.0), ("code", 0.0), ("math", 1.0)]
+    >>> scores = pd.DataFrame([{**one, "target": target, "score": score} for target, score in cases])
+    >>> by_relation(scores).set_index("where")["score"].to_dict()
+    {'same source': -1.0, 'other source': 0.5}
+    """
+    source, target = scores["source"], scores["target"]
+    where = pd.Series(OTHER, scores.index).mask(source == target, SAME).mask(target == SEEN, SEEN)
+    where = where.mask(source == RANDOM, CONTROL)
+    text = scores.assign(where=where)[(target != RANDOM) & ~((source == RANDOM) & (target == SEEN))]
+    by = ["amount", "damp", "where", "draw"]
+    return text.groupby(by, sort=False)[["score", "losing"]].mean().reset_index()
+
+
+def damping_table(layers: pd.DataFrame) -> pd.DataFrame:
+    """Error of GPTQ as a share of rounding's, with intervals over draws.
+
+    Parameters
+    ----------
+    layers : pandas.DataFrame
+        Of :func:`~cola_lib.experiments.run_damping`, with two draws or more.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``amount``, ``damp``, ``where``, ``value``, ``low``, ``high`` (ratios: geometric means over layers and
+        sources) and ``losing`` (share of layers).
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import damping_table
+    >>> same = {"source": "c4", "target": "c4", "amount": 8, "damp": 0.1, "chosen": False, "layer": "q"}
+    >>> layers = pd.DataFrame([{**same, "draw": draw, "ratio": ratio} for draw, ratio in ((0, 0.5), (1, 0.5))])
+    >>> damping_table(layers)[["where", "damp", "value", "high"]].round(2).to_dict("records")
+    [{'where': 'same source', 'damp': '0.1', 'value': 0.5, 'high': 0.5}]
+    """
+    scores = by_relation(draw_scores(layers))
+    by = ["amount", "damp", "where"]
+    ratios = np.exp(scores.groupby(by, sort=False)["score"].apply(with_t_interval).unstack())
+    return ratios.join(scores.groupby(by, sort=False)["losing"].mean()).reset_index()
+
+
+def against(layers: pd.DataFrame, reference: str, amount: int) -> pd.DataFrame:
+    """Change of the held-out error on text when another damping is taken, paired by draw.
+
+    Parameters
+    ----------
+    layers : pandas.DataFrame
+        Of :func:`~cola_lib.experiments.run_damping`.
+    reference : str
+        The damping that the others are compared with, as :func:`draw_scores` writes it.
+    amount : int
+        Rows of the calibration set.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``where`` (:data:`SAME`, :data:`OTHER`, or ``"all text"``: all pairs), ``damp``, ``value``, ``low`` and
+        ``high``: the relative change, negative where the damping makes less error than the reference.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import against
+    >>> same = {"source": "c4", "target": "c4", "amount": 8, "chosen": False, "layer": "q"}
+    >>> cases = [(draw, *pair) for draw in (0, 1) for pair in ((0.1, 0.5), (1.0, 0.4))]
+    >>> layers = pd.DataFrame([{**same, "draw": d, "damp": damp, "ratio": ratio} for d, damp, ratio in cases])
+    >>> against(layers, "0.1", 8).query("where == 'same source'")[["damp", "value"]].round(2).to_dict("records")
+    [{'damp': '0.1', 'value': 0.0}, {'damp': '1', 'value': -0.2}]
+    """
+    scores = draw_scores(layers)
+    text = scores[(scores["amount"] == amount) & ~scores["source"].eq(RANDOM) & ~scores["target"].isin([RANDOM, SEEN])]
+    same = text["source"] == text["target"]
+    parts = {SAME: text[same], OTHER: text[~same], "all text": text}
+    found = []
+    for where, part in parts.items():
+        by_draw = part.groupby(["draw", "damp"])["score"].mean().unstack("damp")
+        change = by_draw.sub(by_draw[reference], axis=0).apply(with_t_interval).T
+        found.append(np.expm1(change).rename_axis("damp").reset_index().assign(where=where))
+    return pd.concat(found, ignore_index=True)[["where", "damp", "value", "low", "high"]]
+
+
+def losing_layers(layers: pd.DataFrame) -> pd.Series:
+    """Share of cases in which GPTQ loses to rounding on text of another source, for each kind of layer.
+
+    Parameters
+    ----------
+    layers : pandas.DataFrame
+        Of :func:`~cola_lib.experiments.run_damping`.
+
+    Returns
+    -------
+    pandas.Series
+        Over draws, blocks and pairs of sources; indexed by ``kind`` (such as ``"down_proj"``), ``amount`` and ``damp``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import losing_layers
+    >>> one = {"source": "c4", "target": "code", "amount": 8, "damp": 0.1, "layer": "blocks.0.mlp.down_proj"}
+    >>> losing_layers(pd.DataFrame([{**one, "ratio": 0.5}, {**one, "ratio": 2.0}])).to_dict()
+    {('down_proj', 8, 0.1): 0.5}
+    """
+    source, target = layers["source"], layers["target"]
+    other = layers[source.ne(RANDOM) & ~target.isin([RANDOM, SEEN]) & source.ne(target)]
+    kind = other["layer"].str.rsplit(".", n=1).str[-1].rename("kind")
+    return other["ratio"].gt(1).groupby([kind, other["amount"], other["damp"]]).mean()
+
+
+MARGIN = 0.01
+"""Least change of the error for which the book would change its damping."""
+
+
+def damping_to_use(layers: pd.DataFrame, present: str, amount: int) -> str:
+    """Apply rule 2: keep the present fixed damping unless another is better by :data:`MARGIN`, for certain.
+
+    Parameters
+    ----------
+    layers, amount
+        As for :func:`against`.
+    present : str
+        The damping in use.
+
+    Returns
+    -------
+    str
+        The damping.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from cola_lib.analysis import damping_to_use
+    >>> same = {"source": "c4", "target": "c4", "amount": 8, "chosen": False, "layer": "q"}
+    >>> cases = [(draw, *pair) for draw in (0, 1) for pair in ((0.1, 0.5), (1.0, 0.4 + 0.001 * draw))]
+    >>> layers = pd.DataFrame([{**same, "draw": d, "damp": damp, "ratio": ratio} for d, damp, ratio in cases])
+    >>> damping_to_use(layers, "0.1", 8)
+    '1'
+    """
+    changes = against(layers, present, amount)
+    fixed = changes[(changes["where"] == "all text") & ~changes["damp"].isin([AUTO, present])]
+    better = fixed[(fixed["high"] < 0) & (fixed["value"] <= -MARGIN)]
+    return present if better.empty else str(better.loc[better["value"].idxmin(), "damp"])

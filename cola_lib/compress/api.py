@@ -254,7 +254,7 @@ def _check_arguments(
         _check_model(lm, held_out, "the held-out statistics")
     elif statistics is not None and isinstance(spec, QuantSpec) and spec.chooses_damp:
         raise SpecError(
-            f"{spec.label} chooses its damping on held-out rows: give their statistics as held_out, or a calibration set"
+            f"{spec.label} chooses its damping on held-out rows: give held_out too, or a calibration set instead"
         )
 
 

@@ -296,6 +296,12 @@ class DampChoice(NamedTuple):
         Share of the mean diagonal.
     ratios : list of float
         :func:`held_out_ratio` of each layer.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import DampChoice
+    >>> DampChoice(0.1, [0.8, 1.1]).damp
+    0.1
     """
 
     damp: float
