@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from cola_lib.analysis import draw_scores, with_t_interval
+from cola_lib.analysis import against, damping_table, damping_to_use, draw_scores, losing_layers, with_t_interval
 from cola_lib.calibration import CalibrationSet, random_tokens_set
 from cola_lib.compress import DAMPS, QuantSpec, choose_damp, compress, gptq, held_out_ratio, method_spec
 from cola_lib.errors import ColaError, DataError, SpecError, UnknownNameError
@@ -279,6 +279,64 @@ def test_the_grid_measures_what_the_library_does(grid):
     chosen = own[own["chosen"]].set_index("layer")["damp"].to_dict()
     assert chosen == {each.layer: each.damp for each in report.layers if ".1." in each.layer}
     assert (own.groupby("layer")["damp"].nunique() == len(DAMPS)).all()
+
+
+@pytest.mark.parametrize("amounts", [[4, 12], [8, 10], [10, 5]])
+def test_amounts_without_a_held_out_row_are_refused(amounts):
+    with pytest.raises(SpecError, match="amounts"):
+        run_damping(Experiment(model="nothing is loaded"), ["c4"], draws=1, amounts=amounts, blocks=[0])
+
+
+def test_nested_amounts_are_what_each_amount_is_alone(grid):
+    experiment, layers = grid
+    options = {"draws": 1, "n_draws": 2, "blocks": [1], "target_samples": 4, "progress": False}
+    alone = run_damping(experiment, ["random tokens"], amounts=[10], **options).layers
+    nested = layers[(layers["draw"] == 0) & (layers["amount"] == 10)].reset_index(drop=True)
+    assert alone["ratio"].to_numpy() == pytest.approx(nested["ratio"].to_numpy(), rel=1e-3)
+    assert alone["chosen"].equals(nested["chosen"])
+
+
+def simulated(change: dict[str, float]) -> pd.DataFrame:
+    """Layers whose ratio at a damping is that of 0.1 times a change, in four draws with a little noise."""
+    noise = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            **{"source": source, "target": target, "draw": draw, "amount": 8, "layer": "a.q_proj", "damp": float(damp)},
+            "ratio": (0.5 if source == target else 1.2) * factor * np.exp(0.002 * noise.standard_normal()),
+            "chosen": damp == "0.3",
+        }
+        for source in ("c4", "code", "random tokens")
+        for target in ("c4", "code", "random tokens", "calibration rows")
+        for draw in range(4)
+        for damp, factor in change.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"0.1": 1, "0.3": 0.95, "1": 0.9}, "1"),
+        ({"0.1": 1, "0.3": 0.995, "1": 1.1}, "0.1"),  # for certain, but less than the margin
+        ({"0.1": 1, "0.3": 1.2, "1": 1.3}, "0.1"),
+    ],
+)
+def test_the_book_changes_its_damping_only_for_a_better_one(change, expected):
+    layers = simulated(change)
+    assert damping_to_use(layers, "0.1", 8) == expected
+    found = against(layers, "0.1", 8).set_index(["where", "damp"])
+    for damp, factor in change.items():
+        row = found.loc["all text", damp]
+        assert row["low"] - 1e-9 <= factor - 1 <= row["high"] + 1e-9
+    assert found.loc[("all text", "auto"), "value"] == found.loc[("all text", "0.3"), "value"]
+
+
+def test_relations_are_kept_apart():
+    layers = simulated({"0.1": 1.0, "0.3": 1.0})
+    table = damping_table(layers).set_index(["where", "damp"])
+    assert table.loc[("same source", "0.1"), "value"] == pytest.approx(0.5, rel=0.01)
+    assert table.loc[("other source", "0.1"), "value"] == pytest.approx(1.2, rel=0.01)
+    assert table.loc[("random tokens", "auto"), "losing"] == 1
+    assert losing_layers(layers).to_dict() == {("q_proj", 8, 0.1): 1.0, ("q_proj", 8, 0.3): 1.0}
 
 
 def test_scores_are_means_of_log_ratios(grid):

@@ -18,6 +18,7 @@ from cola_lib.arithmetic import fast_products
 from cola_lib.calibration import CalibrationSet
 from cola_lib.compress import DAMPS, QuantSpec, choose_damp, settle
 from cola_lib.compress.gptq import held_out_ratios
+from cola_lib.errors import SpecError
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
 from cola_lib.experiments.experiment import Experiment
 from cola_lib.experiments.runner import GridResult, device_name, each_set
@@ -61,7 +62,7 @@ def run_damping(
         Disjoint draws that each source is divided into, beside one more that is held out for judging. Default:
         ``draws``.
     amounts : sequence of int
-        Rows of the nested sets of each draw, rising.
+        Rows of the nested sets of each draw, rising by 5 or more, so that each step holds a row out.
     blocks : sequence of int
         Decoder blocks whose layers are measured.
     target_samples : int
@@ -80,6 +81,11 @@ def run_damping(
         and ``target``: the held-out ``ratio``, and whether the damping was ``chosen`` on the held-out fifth of the
         calibration rows. GPTQ solves with all rows. The target :data:`SEEN` stands for the calibration rows themselves.
 
+    Raises
+    ------
+    SpecError
+        If the amounts do not rise by at least 5 rows.
+
     Examples
     --------
     >>> from cola_lib.experiments import Experiment, run_damping
@@ -96,6 +102,8 @@ def run_damping(
     options = {"bits": 3, "act_order": True} if method is None else dict(method)
     spec = settle(lm, QuantSpec("gptq", **options, damp="auto"))
     assert isinstance(spec, QuantSpec)
+    if min(after - before for before, after in pairwise([0, *amounts])) < 5:
+        raise SpecError(f"amounts must rise by 5 rows or more, from 5 on, and are {list(amounts)}")
     n_draws = n_draws or draws
     build = partial(experiment.calibration, n_draws=n_draws + 1)
     labels = [{"source": source, "draw": draw} for draw in range(draws) for source in sources]
