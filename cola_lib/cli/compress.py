@@ -393,7 +393,9 @@ def _show_memory(
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
     shape = ModelShape.of(config_of(model), bytes_per_parameter=number.itemsize)
-    parts = compression_memory(shape, spec, n_samples, seq_len, layer_errors=layer_errors, streamed=stream)
+    parts = compression_memory(
+        shape, spec, n_samples, seq_len, layer_errors=layer_errors, hold_out=layer_errors, streamed=stream
+    )
     total, type_ = sum(parts.values()), str(number).removeprefix("torch.")
     if as_json:
         print_json({"model": model, "device": str(target), "dtype": type_, "bytes": parts, "total_bytes": total})

@@ -98,12 +98,12 @@ def run_damping(
     >>> len(grid.layers["layer"].unique()), sorted(grid.layers["amount"].unique().tolist())
     (7, [5, 10])
     """
+    if min(after - before for before, after in pairwise([0, *amounts])) < 5:
+        raise SpecError(f"amounts must rise by 5 rows or more, from 5 on, and are {list(amounts)}")
     lm, store = experiment.lm, ResultStore(experiment.store, packed=experiment.packed)
     options = {"bits": 3, "act_order": True} if method is None else dict(method)
     spec = settle(lm, QuantSpec("gptq", **options, damp="auto"))
     assert isinstance(spec, QuantSpec)
-    if min(after - before for before, after in pairwise([0, *amounts])) < 5:
-        raise SpecError(f"amounts must rise by 5 rows or more, from 5 on, and are {list(amounts)}")
     n_draws = n_draws or draws
     build = partial(experiment.calibration, n_draws=n_draws + 1)
     labels = [{"source": source, "draw": draw} for draw in range(draws) for source in sources]
