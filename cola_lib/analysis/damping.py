@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cola_lib.experiments import RANDOM_TOKENS
+from cola_lib.experiments.damping import SEEN
+
 AUTO = "auto"
 
-RANDOM = "random tokens"
-"""Source that is no text: calibrated on as a control, and never judged on."""
-
-SEEN, SAME, OTHER, CONTROL = "calibration rows", "same source", "other source", RANDOM
-"""Where GPTQ is judged: on the rows that it solved with, on held-out text of their source, on that of another, and on
+SAME, OTHER, CONTROL = "same source", "other source", RANDOM_TOKENS
+"""Where GPTQ is judged, beside :data:`SEEN`: on held-out text of the calibration's source, on that of another, and on
 text after calibration on random tokens."""
 
 
@@ -108,8 +108,8 @@ def by_relation(scores: pd.DataFrame) -> pd.DataFrame:
     """
     source, target = scores["source"], scores["target"]
     where = pd.Series(OTHER, scores.index).mask(source == target, SAME).mask(target == SEEN, SEEN)
-    where = where.mask(source == RANDOM, CONTROL)
-    text = scores.assign(where=where)[(target != RANDOM) & ~((source == RANDOM) & (target == SEEN))]
+    where = where.mask(source == RANDOM_TOKENS, CONTROL)
+    text = scores.assign(where=where)[(target != RANDOM_TOKENS) & ~((source == RANDOM_TOKENS) & (target == SEEN))]
     by = ["amount", "damp", "where", "draw"]
     return text.groupby(by, sort=False)[["score", "losing"]].mean().reset_index()
 
@@ -172,7 +172,11 @@ def against(layers: pd.DataFrame, reference: str, amount: int) -> pd.DataFrame:
     [{'damp': '0.1', 'value': 0.0}, {'damp': '1', 'value': -0.2}]
     """
     scores = draw_scores(layers)
-    text = scores[(scores["amount"] == amount) & ~scores["source"].eq(RANDOM) & ~scores["target"].isin([RANDOM, SEEN])]
+    text = scores[
+        (scores["amount"] == amount)
+        & ~scores["source"].eq(RANDOM_TOKENS)
+        & ~scores["target"].isin([RANDOM_TOKENS, SEEN])
+    ]
     same = text["source"] == text["target"]
     parts = {SAME: text[same], OTHER: text[~same], "all text": text}
     found = []
@@ -205,7 +209,7 @@ def losing_layers(layers: pd.DataFrame) -> pd.Series:
     {('down_proj', 8, 0.1): 0.5}
     """
     source, target = layers["source"], layers["target"]
-    other = layers[source.ne(RANDOM) & ~target.isin([RANDOM, SEEN]) & source.ne(target)]
+    other = layers[source.ne(RANDOM_TOKENS) & ~target.isin([RANDOM_TOKENS, SEEN]) & source.ne(target)]
     kind = other["layer"].str.rsplit(".", n=1).str[-1].rename("kind")
     return other["ratio"].gt(1).groupby([kind, other["amount"], other["damp"]]).mean()
 
