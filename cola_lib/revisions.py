@@ -26,6 +26,7 @@ REVISIONS: dict[str, int] = {
     "ria": 1,
     "sparsegpt": 1,
     "gptq": 1,
+    "auto_damp": 1,
     "awq": 1,
     "smoothquant": 1,
     "input_rounding": 1,

@@ -48,6 +48,7 @@ COMMANDS = {
         "--act-strategy",
         "--alpha",
         "--smooth",
+        "--damp",
         "--act-order",
         "--static-groups",
         "--save-as",

@@ -52,6 +52,16 @@ from cola_lib.analysis.claims import (
     verdict,
     verdict_chances,
 )
+from cola_lib.analysis.damping import (
+    AUTO,
+    against,
+    by_relation,
+    damping_table,
+    damping_to_use,
+    draw_scores,
+    losing_layers,
+    with_t_interval,
+)
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, NO_DATA, explore_table, gain_over
 from cola_lib.analysis.gains import gains, kept, study
@@ -108,6 +118,7 @@ __all__ = [
     "simulated_intervals",
     "verdict_chances",
     "Interval",
+    "AUTO",
     "BY",
     "CLAIMS",
     "DOMAINS",
@@ -129,6 +140,8 @@ __all__ = [
     "Ranking",
     "Score",
     "Verdict",
+    "against",
+    "by_relation",
     "c1_length",
     "c2_amount",
     "c3_code_not_monotone",
@@ -151,9 +164,12 @@ __all__ = [
     "cell_table",
     "compare",
     "condition",
+    "damping_table",
+    "damping_to_use",
     "difference",
     "deployment_errors",
     "difference_table",
+    "draw_scores",
     "gain_over",
     "gain_table",
     "estimate",
@@ -166,6 +182,7 @@ __all__ = [
     "holm",
     "kept",
     "judge_family",
+    "losing_layers",
     "matched_gains",
     "matters",
     "mean_correlation",
@@ -196,4 +213,5 @@ __all__ = [
     "variance_components",
     "verdict",
     "with_interval",
+    "with_t_interval",
 ]

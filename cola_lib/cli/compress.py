@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -36,8 +37,10 @@ LAYOUTS = ("pack", "truncate", "pad")
 FORMATS = ("text", "question", "question_answer", "question_reasoning", "chat", "few_shot")
 PROPAGATE = ("compressed", "original")
 PRUNING = ("sparsity", "pattern")
+SHOWN_LAYERS = 5
+"""Layers that a note names before it counts the others."""
 QUANTIZING = ("bits", "group_size", "symmetric", "act_bits", "act_strategy")
-OWN = {"gptq": ("act_order", "static_groups"), "awq": ("duo_scaling",), "smoothquant": ("alpha", "smooth")}
+OWN = {"gptq": ("damp", "act_order", "static_groups"), "awq": ("duo_scaling",), "smoothquant": ("alpha", "smooth")}
 """Options of one quantizer only."""
 FACTORIZING = ("keep",)
 SECOND_ORDER = ("sparsegpt", "gptq")
@@ -102,7 +105,8 @@ def compress(
         bool,
         calibration_option(
             "--layer-errors/--no-layer-errors",
-            help="Report what each layer's output loses. Without it compression is faster, the weights are the same.",
+            help="Report what each layer's output loses, and for gptq, whether it beats rounding on held-out rows. "
+            "Without it compression is faster, the weights are the same.",
         ),
     ] = True,
     method: Annotated[
@@ -178,6 +182,15 @@ def compress(
             help="smoothquant: smooth all inputs that can be, or those only that follow norms.",
             show_default="all",
             metavar="NAME",
+        ),
+    ] = None,
+    damp: Annotated[
+        str | None,
+        method_option(
+            help="gptq, sparsegpt: share of the Hessian's mean diagonal that is added to its diagonal. gptq: auto "
+            "chooses it for each input, on a fifth of the calibration rows.",
+            show_default="0.01",
+            metavar="SHARE",
         ),
     ] = None,
     act_order: Annotated[
@@ -273,6 +286,7 @@ def compress(
         "act_strategy": act_strategy,
         "alpha": alpha,
         "smooth": smooth,
+        "damp": damp,
         "act_order": act_order or None,
         "static_groups": static_groups or None,
         "duo_scaling": duo_scaling or None,
@@ -326,6 +340,7 @@ def compress(
         settled,
         read,
         propagate=cast("Propagate", propagate),
+        hold_out=layer_errors and read is not None and read.n_samples > 1,
         layer_errors=layer_errors,
         keep_codes=packed,
         keep_originals=False,  # after an error nobody reads the model
@@ -338,7 +353,26 @@ def compress(
         export.export_sparse(lm, report, out, overwrite=overwrite)
     else:
         compression.save_checkpoint(lm, report, out, overwrite=overwrite)
+    _note_overfitting(report)
     _show_report(report, written, out, as_json)
+
+
+def _note_overfitting(report: CompressionReport) -> None:
+    """Name the layers in which GPTQ loses to rounding on rows that it has not seen."""
+    layers = report.overfitted
+    if not layers:
+        return
+    worst = sorted(report.layers, key=lambda each: -(each.held_out_ratio or 0))[: min(SHOWN_LAYERS, len(layers))]
+    named = ", ".join(f"{each.layer} ({each.held_out_ratio:.2f} times)" for each in worst)
+    more = f" and {len(layers) - len(worst)} more" if len(layers) > len(worst) else ""
+    cure = "more tokens, a larger --damp, or --damp auto"
+    if getattr(report.spec, "damp", None) == "auto":
+        cure = "more tokens, or --method rtn if there are none; no damping that was tried is better than rounding there"
+    typer.echo(
+        f"warning: on held-out rows gptq makes more error than rounding to nearest in {len(layers)} of "
+        f"{len(report.layers)} layers: {named}{more}. It has fitted the calibration text; try {cure}",
+        err=True,
+    )
 
 
 def _show_memory(
@@ -359,7 +393,9 @@ def _show_memory(
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
     shape = ModelShape.of(config_of(model), bytes_per_parameter=number.itemsize)
-    parts = compression_memory(shape, spec, n_samples, seq_len, layer_errors=layer_errors, streamed=stream)
+    parts = compression_memory(
+        shape, spec, n_samples, seq_len, layer_errors=layer_errors, hold_out=layer_errors, streamed=stream
+    )
     total, type_ = sum(parts.values()), str(number).removeprefix("torch.")
     if as_json:
         print_json({"model": model, "device": str(target), "dtype": type_, "bytes": parts, "total_bytes": total})
@@ -376,7 +412,7 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
     check_name("method", method, METHODS)
     does, allowed = "quantizes", (*QUANTIZING, *OWN.get(method, ()))
     if issubclass(METHODS[method], PruneSpec):
-        does, allowed = "prunes", PRUNING
+        does, allowed = "prunes", (*PRUNING, *(["damp"] if method == "sparsegpt" else []))
     elif issubclass(METHODS[method], LowRankSpec):
         does, allowed = "factorizes", FACTORIZING
     for name in given:
@@ -389,6 +425,8 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
         raise SpecError(f"--act-strategy says nothing to {method} without --act-bits")
     if "group_size" in given:
         given["group_size"] = _group_size(given["group_size"])
+    if "damp" in given:
+        given["damp"] = _damp(given["damp"], method)
     return method_spec(method, **given)
 
 
@@ -400,6 +438,16 @@ def _group_size(text: str) -> int | None:
         return int(text)
     except ValueError as error:
         raise SpecError(f"--group-size is auto, -1 or a whole number, not {text!r}") from error
+
+
+def _damp(text: str, method: str) -> float | str:
+    """Read a number, or ``auto``."""
+    if text == "auto" and method == "gptq":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SpecError(f"--damp is a number{' or auto' * (method == 'gptq')}, not {text!r}") from error
 
 
 DRAWING = {
@@ -480,6 +528,15 @@ def _show_report(report: CompressionReport, written: Export | None, out: Path, a
             "relative error of the layers' outputs, on average, on the calibration set itself: "
             f"{report.output_error:.4g} (of fewer tokens it is lower; it does not tell which set is better)"
         )
+    judged = [layer for layer in report.layers if layer.held_out_ratio is not None]
+    if judged:
+        typer.echo(
+            f"on held-out rows, less error than rounding to nearest in {len(judged) - len(report.overfitted)} of "
+            f"{len(judged)} layers"
+        )
+    if done.get("damp") == "auto":
+        counts = Counter(layer.damp for layer in report.layers)
+        typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts)))
     if written is not None:
         typer.echo(
             f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the "

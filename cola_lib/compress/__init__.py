@@ -4,7 +4,7 @@ from cola_lib.compress.api import CompressionReport, compress, restored, settle
 from cola_lib.compress.awq import awq, awq_clip, awq_scale
 from cola_lib.compress.block import BlockUpdate, LayerReport, Problem, Solution, compress_block, register_method
 from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
-from cola_lib.compress.gptq import gptq
+from cola_lib.compress.gptq import DAMPS, DampChoice, choose_damp, gptq, held_out_ratio
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
@@ -28,12 +28,14 @@ from cola_lib.compress.specs import (
 from cola_lib.compress.wanda import wanda
 
 __all__ = [
+    "DAMPS",
     "FACTORIZERS",
     "METHODS",
     "PRUNERS",
     "QUANTIZERS",
     "BlockUpdate",
     "CompressionReport",
+    "DampChoice",
     "LayerReport",
     "LowRankSpec",
     "OnGrid",
@@ -49,10 +51,12 @@ __all__ = [
     "awq_scale",
     "check_dense",
     "check_output",
+    "choose_damp",
     "checkpoint_folder",
     "compress",
     "compress_block",
     "gptq",
+    "held_out_ratio",
     "joint_lowrank",
     "magnitude",
     "method_spec",

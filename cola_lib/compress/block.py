@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from cola_lib.arithmetic import fast_products
 from cola_lib.compress.awq import awq_on_grid
-from cola_lib.compress.gptq import gptq_on_grid, zeros_to_keep
+from cola_lib.compress.gptq import choose_damp, gptq_on_grid, zeros_to_keep
 from cola_lib.compress.lowrank import joint_lowrank
 from cola_lib.compress.magnitude import magnitude
 from cola_lib.compress.quantized import OnGrid, QuantizedWeight
@@ -53,6 +53,11 @@ class LayerReport:
         Time spent on the layer, its errors' measurement included; layers solved together share it evenly.
     target_error : mapping of str to float
         The same share as ``output_error``, on the inputs of each target.
+    damp : float or None
+        GPTQ: the damping that it solved with.
+    held_out_ratio : float or None
+        GPTQ, where rows were held out: its output error on them over that of rounding to nearest, both found without
+        them. Above 1, rounding is better. See :func:`held_out_ratio`.
 
     Examples
     --------
@@ -75,6 +80,8 @@ class LayerReport:
     bits: int | None
     seconds: float
     target_error: Mapping[str, float] = field(default_factory=dict)
+    damp: float | None = None
+    held_out_ratio: float | None = None
 
 
 @dataclass
@@ -126,6 +133,8 @@ class Problem:
         Their row in the architecture table.
     config : PretrainedConfig
         The model's.
+    parts : (InputStatistics, InputStatistics), optional
+        The two parts of ``stats``: of the rows to solve with, and of those held out to judge the solution.
 
     Examples
     --------
@@ -144,6 +153,7 @@ class Problem:
     stats: InputStatistics | None
     group: InputGroup
     config: PretrainedConfig
+    parts: tuple[InputStatistics, InputStatistics] | None = None
 
     @property
     def statistics(self) -> InputStatistics:
@@ -164,6 +174,10 @@ class Solution(NamedTuple):
         What the input has to be divided by.
     rounded : list of OnGrid, or None
         The new weights with their grids, from quantizers.
+    damp : float or None
+        Damping that was used.
+    held_out_ratios : list of float, or None
+        Of each layer: see :class:`LayerReport`.
 
     Examples
     --------
@@ -177,6 +191,8 @@ class Solution(NamedTuple):
     weights: list[Tensor]
     scale: Tensor | None = None
     rounded: list[OnGrid] | None = None
+    damp: float | None = None
+    held_out_ratios: list[float] | None = None
 
 
 def _on_grid(rounded: list[OnGrid], scale: Tensor | None = None) -> Solution:
@@ -205,9 +221,14 @@ def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
+    ratios = None
+    if problem.parts is not None:
+        damp, ratios = choose_damp(problem.weights, *problem.parts, spec, problem.layers[0])
+        spec = replace(spec, damp=damp)
     zeros = zeros_to_keep(problem.weights, spec)
     stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
-    return _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
+    solution = _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
+    return solution._replace(damp=spec.damp, held_out_ratios=ratios)
 
 
 def _awq(problem: Problem, spec: QuantSpec) -> Solution:
@@ -397,7 +418,14 @@ def _measures(
 
 
 def _report(
-    layer: str, shape: torch.Size, found: Mapping[str, float], targets: Iterable[str], spec: Spec, seconds: float
+    layer: str,
+    shape: torch.Size,
+    found: Mapping[str, float],
+    targets: Iterable[str],
+    spec: Spec,
+    seconds: float,
+    damp: float | None,
+    held_out_ratio: float | None,
 ) -> LayerReport:
     def error(name: str) -> float | None:
         energy = found.get(f"energy {name}", 0.0)
@@ -414,6 +442,8 @@ def _report(
         bits=spec.bits if isinstance(spec, QuantSpec) else None,
         seconds=seconds,
         target_error={name: value for name, value in on_targets.items() if value is not None},
+        damp=damp,
+        held_out_ratio=held_out_ratio,
     )
 
 
@@ -428,6 +458,7 @@ def compress_block(
     config: PretrainedConfig,
     targets: Mapping[str, Mapping[str, InputStatistics]] | None = None,
     *,
+    held_out: Mapping[str, InputStatistics] | None = None,
     layer_errors: bool = True,
     keep_codes: bool = False,
 ) -> BlockUpdate:
@@ -451,6 +482,9 @@ def compress_block(
     targets : mapping of str to mapping, optional
         For each target, statistics by input group: what the new weights are judged by besides the calibration data.
         They decide nothing.
+    held_out : mapping of str to InputStatistics, optional
+        Of more calibration rows, on which GPTQ is judged, and on which it chooses its damping, before it solves with
+        all rows.
     layer_errors : bool
         Report the output errors on the statistics themselves, which then have to hold Gram matrices.
     keep_codes : bool
@@ -487,6 +521,10 @@ def compress_block(
         stats = statistics[group.name] if statistics is not None else None
         on_targets = {target: each[group.name] for target, each in (targets or {}).items()}
         layers = [f"{name}.{layer}" for layer in group.layers]
+        parts = None
+        if stats is not None and held_out is not None:
+            parts = (stats, held_out[group.name])
+            stats = parts[0] + parts[1]
         for given in (stats, *on_targets.values()):
             if given is not None:
                 given.check(layers[0])
@@ -496,8 +534,8 @@ def compress_block(
             if not sound:
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
         began = time.perf_counter()
-        problem = Problem(weights, layers, stats, group, config)
-        solved, scale, rounded = SOLVERS[spec.method](problem, spec)
+        problem = Problem(weights, layers, stats, group, config, parts)
+        solved, scale, rounded, damp, ratios = SOLVERS[spec.method](problem, spec)
         own = stats if layer_errors else None
         measures = [
             _measures(layer, W, new, scale, own, on_targets)
@@ -506,9 +544,10 @@ def compress_block(
         # Here the host waits for the solution and its measures, so only now is it known how long they took.
         numbers = torch.stack([torch.stack([t.double() for t in measured.values()]) for measured in measures]).tolist()
         seconds = (time.perf_counter() - began) / len(layers)
-        for layer, W, measured, values in zip(layers, weights, measures, numbers, strict=True):
+        judged = ratios or [None] * len(layers)
+        for layer, W, measured, values, ratio in zip(layers, weights, measures, numbers, judged, strict=True):
             found = dict(zip(measured, values, strict=True))
-            update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds))
+            update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds, damp, ratio))
         for short, W, new in zip(group.layers, weights, solved, strict=True):
             if new is not W:
                 update.values[f"{short}.weight"] = new

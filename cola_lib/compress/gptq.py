@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cola_lib.compress.grid import Grid, fit_grid, grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
+from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import QuantSpec
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
-from cola_lib.statistics import InputStatistics
+from cola_lib.errors import SpecError
+from cola_lib.statistics import InputStatistics, gram_matrix
 
 
 def _largest_divisor(n: int, at_most: int) -> int:
@@ -29,6 +32,9 @@ def _blocks(group_size: int, d_in: int, block_size: int) -> tuple[int, int]:
         block = _largest_divisor(group_size, block_size)
     return block, _largest_divisor(group_size, min(SUB_BLOCK, block))
 
+
+DAMPS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Dampings that ``damp="auto"`` tries: shares of the mean diagonal, closest where the least error tends to lie."""
 
 SPARSE = 0.05
 """Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
@@ -172,6 +178,8 @@ def gptq_on_grid(
     zeros : Tensor of shape (d_out, d_in), bool, optional
         Weights that stay zero, of :func:`zeros_to_keep`.
     """
+    if isinstance(spec.damp, str):
+        raise SpecError(f"{layer}: damp={spec.damp!r} is settled on held-out rows; call choose_damp, or give a number")
     d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
@@ -203,3 +211,149 @@ def gptq_on_grid(
     grid = Grid(*(torch.cat(parts).T.contiguous() for parts in zip(*grids, strict=True)))  # (d_out, n_groups)
     scattered = spec.act_order and not spec.static_groups and group_size < d_in
     return OnGrid(V[place].T.contiguous(), grid, place // group_size if scattered else None)
+
+
+def held_out_ratio(
+    W: Tensor, stats: InputStatistics, held_out: InputStatistics, spec: QuantSpec, layer: str = "layer"
+) -> float:
+    """Compare GPTQ with rounding to nearest, by the output error on inputs that GPTQ has not seen.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    stats : InputStatistics
+        Statistics that GPTQ solves with.
+    held_out : InputStatistics
+        Statistics of other inputs.
+    spec : QuantSpec
+        As for :func:`gptq`, with a number for ``damp``.
+    layer : str
+        Name for error messages.
+
+    Returns
+    -------
+    float
+        J(GPTQ) / J(RTN), where J = tr(ΔW·G·ΔWᵀ) and G is the held-out Gram matrix. Above 1, GPTQ has fitted its
+        rounding to the calibration text and loses to rounding without any. 1 where neither makes an error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import held_out_ratio, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> parts = InputStatistics.empty(8), InputStatistics.empty(8)
+    >>> inputs = torch.randn(132, 8, generator=torch.Generator().manual_seed(0))
+    >>> parts[0].update(inputs[:3])  # fewer tokens than channels
+    >>> parts[1].update(inputs[3:])
+    >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    >>> weak, strong = (method_spec("gptq", bits=3, group_size=8, damp=damp) for damp in (0.001, 1.0))
+    >>> held_out_ratio(W, *parts, weak) > 1 > held_out_ratio(W, *parts, strong)
+    True
+    """
+    return held_out_ratios([W], stats, [held_out], spec, layer)[0][0]
+
+
+def held_out_ratios(
+    weights: Sequence[Tensor],
+    stats: InputStatistics,
+    held_out: Sequence[InputStatistics],
+    spec: QuantSpec,
+    layer: str = "layers",
+) -> list[list[float]]:
+    """Held-out ratio of layers that read one input, on several held-out sets, from one sweep.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
+    stats, spec, layer
+        As for :func:`held_out_ratio`.
+    held_out : sequence of InputStatistics
+        Statistics of each held-out set.
+
+    Returns
+    -------
+    list of list of float
+        For each held-out set, the ratio of each layer.
+    """
+    W, sizes = torch.cat(list(weights)), [len(each) for each in weights]
+    rounded = gptq_on_grid(W, stats, spec, layer, zeros_to_keep(weights, spec)).values, rtn_on_grid(W, spec).values
+    deltas = [[gram_matrix(delta) for delta in (new - W).split(sizes)] for new in rounded]
+    found = []
+    for each in held_out:
+        lost, plain = (torch.stack([each.energy_under(delta) for delta in of_method]) for of_method in deltas)
+        found.append(torch.where(lost == plain, 1.0, lost / plain).tolist())
+    return found
+
+
+class DampChoice(NamedTuple):
+    """A damping, and how GPTQ fares with it on held-out rows.
+
+    Attributes
+    ----------
+    damp : float
+        Share of the mean diagonal.
+    ratios : list of float
+        :func:`held_out_ratio` of each layer.
+
+    Examples
+    --------
+    >>> from cola_lib.compress import DampChoice
+    >>> DampChoice(0.1, [0.8, 1.1]).damp
+    0.1
+    """
+
+    damp: float
+    ratios: list[float]
+
+
+def choose_damp(
+    weights: Sequence[Tensor],
+    stats: InputStatistics,
+    held_out: InputStatistics,
+    spec: QuantSpec,
+    layer: str = "layers",
+    damps: Sequence[float] = DAMPS,
+) -> DampChoice:
+    """Choose the damping with which GPTQ makes the least error on held-out inputs.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of layers that read one input. They share the Hessian, and so the damping.
+    stats : InputStatistics
+        Statistics that GPTQ solves with.
+    held_out : InputStatistics
+        Statistics of other inputs, which decide.
+    spec : QuantSpec
+        As for :func:`gptq`. Its own ``damp``, if it is a number, is the only one tried.
+    layer : str
+        Name for error messages.
+    damps : sequence of float
+        Dampings to try when ``damp`` is ``"auto"``.
+
+    Returns
+    -------
+    DampChoice
+        With the least mean ratio over the layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import choose_damp, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> parts = InputStatistics.empty(8), InputStatistics.empty(8)
+    >>> inputs = torch.randn(132, 8, generator=torch.Generator().manual_seed(0))
+    >>> parts[0].update(inputs[:3])  # fewer tokens than channels
+    >>> parts[1].update(inputs[3:])
+    >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    >>> choose_damp([W], *parts, method_spec("gptq", bits=3, group_size=8, damp="auto")).damp
+    1.0
+    """
+    tried = []
+    for damp in damps if isinstance(spec.damp, str) else [spec.damp]:
+        (ratios,) = held_out_ratios(weights, stats, [held_out], replace(spec, damp=damp), layer)
+        stats.forget_factors()  # of a wide layer, each is most of a gigabyte
+        tried.append(DampChoice(damp, ratios))
+    return min(tried, key=lambda choice: sum(choice.ratios))

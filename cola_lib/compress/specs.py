@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from cola_lib.errors import SpecError, UnknownNameError
 from cola_lib.plain import misfit
@@ -106,8 +106,9 @@ class QuantSpec:
         divisor of all the model's input widths that is at most 128: see :meth:`for_widths`.
     symmetric : bool
         Zero point fixed at the middle of the range, instead of fitted.
-    damp : float
-        GPTQ: share of the mean diagonal that is added to the Hessian's diagonal.
+    damp : float or "auto"
+        GPTQ: share of the mean diagonal that is added to the Hessian's diagonal. ``"auto"`` chooses it for each input,
+        on held-out rows: see :func:`choose_damp`.
     act_order : bool
         GPTQ: quantize columns by falling Hessian diagonal.
     static_groups : bool
@@ -144,7 +145,7 @@ class QuantSpec:
     bits: int = 4
     group_size: int | None = None
     symmetric: bool = False
-    damp: float = 0.01
+    damp: float | Literal["auto"] = 0.01
     act_order: bool = False
     static_groups: bool = False
     block_size: int = 128
@@ -161,7 +162,11 @@ class QuantSpec:
             raise SpecError(f"bits is a whole number from 2 to 8, not {self.bits}")
         if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
             raise SpecError(f"group_size is positive, or -1 for whole rows, not {self.group_size}")
-        _positive("damp", self.damp)
+        if isinstance(self.damp, str):
+            if self.damp != "auto":
+                raise UnknownNameError("damp", self.damp, ["auto"])
+        else:
+            _positive("damp", self.damp)
         _positive("block_size", self.block_size)
         _positive("n_grid", self.n_grid)
         if self.act_bits is not None and not 2 <= self.act_bits <= 8:
@@ -180,6 +185,11 @@ class QuantSpec:
         return self.method in ("gptq", "awq") or _registered(self.method)
 
     @property
+    def chooses_damp(self) -> bool:
+        """Whether the method chooses its damping on held-out rows."""
+        return self.method == "gptq" and self.damp == "auto"
+
+    @property
     def fixed_range(self) -> bool:
         """Whether activations are rounded within the range that calibration saw."""
         return self.act_bits is not None and self.act_strategy == "tensor"
@@ -191,6 +201,7 @@ class QuantSpec:
         ``W8A8`` are bits of weights and activations; ``static`` stands behind it where ranges are those of calibration.
         """
         ordered = " act-order" if self.method == "gptq" and self.act_order else ""
+        ordered += " auto-damp" if self.chooses_damp else ""
         if self.act_bits is None:
             return f"{self.method} {self.bits}-bit{ordered}"
         return f"{self.method} W{self.bits}A{self.act_bits}{' static' if self.fixed_range else ''}{ordered}"
@@ -210,9 +221,11 @@ class QuantSpec:
 
     def _with_activations(self, used: set[str]) -> dict[str, Any]:
         """Add what activations are rounded to, if they are: specifications that leave them alone keep their keys."""
-        if self.act_bits is None:
-            return _key(self, used)
-        return _key(self, used | {"act_bits", "act_strategy"}, "input_rounding")
+        algorithms = ["auto_damp"] if self.chooses_damp else []
+        if self.act_bits is not None:
+            used = used | {"act_bits", "act_strategy"}
+            algorithms.append("input_rounding")
+        return _key(self, used, *algorithms)
 
     @property
     def settled_group_size(self) -> int:

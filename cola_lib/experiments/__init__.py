@@ -2,6 +2,7 @@
 
 from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
+from cola_lib.experiments.damping import run_damping
 from cola_lib.experiments.engines import ENGINES, SweepResult, TaskResult, Worker, look_at_sweep, run_sweep
 from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, LabelledSet, as_spec, as_strategy
 from cola_lib.experiments.harness import harness_cell, harness_key
@@ -58,6 +59,7 @@ __all__ = [
     "outside_key",
     "read_scores",
     "read_sweep",
+    "run_damping",
     "run_grid",
     "run_outside",
     "run_sweep",

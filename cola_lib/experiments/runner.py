@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.compress import CompressionReport, PruneSpec, Spec, compress, restored, settle
+from cola_lib.compress import CompressionReport, PruneSpec, QuantSpec, Spec, compress, restored, settle
 from cola_lib.errors import EvidenceError, SpecError, UnknownNameError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
@@ -28,7 +28,7 @@ from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
 from cola_lib.models import LanguageModel, resolve_dtype
 from cola_lib.revisions import revisions
-from cola_lib.statistics import PROPAGATE, LayerStatistics, Propagate
+from cola_lib.statistics import PROPAGATE, LayerStatistics, Propagate, collect_statistics
 
 log = logging.getLogger(__name__)
 
@@ -456,7 +456,7 @@ class _Grid:
             raise SpecError("a cell without scores cannot be checked")
         some = _some_items(self._suite)
         calibration = build() if callable(build) else build
-        with self._compressed(cell, calibration, self._statistics(calibration), {}):
+        with self._compressed(cell, calibration, *self._statistics(cell, calibration), {}):
             again = evaluate(self._lm, some, dtype=self._dtype, progress=False)
         before = result.scores[result.scores["item"].isin(again["item"])]
         pooled = [_bits_per_byte(each) for each in (before, again)]
@@ -479,9 +479,9 @@ class _Grid:
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
-        statistics = self._statistics(calibration)
+        statistics, held_out = self._statistics(cell, calibration)
         began = time.perf_counter()
-        with self._compressed(cell, calibration, statistics, targets) as report:
+        with self._compressed(cell, calibration, statistics, held_out, targets) as report:
             scores = pd.DataFrame()
             if self._suite is not None:
                 scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
@@ -496,11 +496,20 @@ class _Grid:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _statistics(self, calibration: CalibrationSet | None) -> LayerStatistics | None:
-        """Walk the untouched model, unless each block is to read what the compressed ones before it give."""
+    def _statistics(
+        self, cell: _Cell, calibration: CalibrationSet | None
+    ) -> tuple[LayerStatistics | None, LayerStatistics | None]:
+        """Walk the untouched model, unless each block is to read what the compressed ones before it give.
+
+        The second statistics are those of rows held out, for a method that chooses its damping on them.
+        """
         if calibration is None or self._propagate != "original":
-            return None
-        return self._workspace.statistics(self._lm, calibration)
+            return None, None
+        if not (isinstance(cell.spec, QuantSpec) and cell.spec.chooses_damp):
+            return self._workspace.statistics(self._lm, calibration), None
+        rows, apart = calibration.hold_out()
+        held_out = collect_statistics(self._lm, apart, progress=False)
+        return self._workspace.statistics(self._lm, rows), held_out
 
     @contextlib.contextmanager
     def _compressed(
@@ -508,6 +517,7 @@ class _Grid:
         cell: _Cell,
         calibration: CalibrationSet | None,
         statistics: LayerStatistics | None,
+        held_out: LayerStatistics | None,
         targets: Mapping[str, LayerStatistics],
     ) -> Iterator[CompressionReport | None]:
         """Hold the model compressed, and trained further if asked for, as the cell says."""
@@ -520,6 +530,7 @@ class _Grid:
                         cell.spec,
                         calibration if statistics is None else None,
                         statistics=statistics,
+                        held_out=held_out,
                         propagate=self._propagate,
                         targets=targets,
                         progress=False,

@@ -2,6 +2,7 @@
 
 from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatmap
 from cola_lib.figures.curves import interval_curves
+from cola_lib.figures.damping import damping_curves
 from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
 from cola_lib.figures.interactive import InteractiveFigure, interactive_map, interval_explorer
@@ -23,6 +24,7 @@ __all__ = [
     "correlation_forest",
     "cost_benefit",
     "critical_difference",
+    "damping_curves",
     "depth_profiles",
     "growth_curves",
     "in_order",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import torch
@@ -67,6 +68,8 @@ class BlockStep(Generic[Seen]):
         Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
     statistics : mapping of str to InputStatistics, or to ChannelStatistics
         By input group.
+    held_out : mapping of str to InputStatistics, or to ChannelStatistics, optional
+        The same of the held-out rows, if there are any.
 
     Examples
     --------
@@ -83,6 +86,7 @@ class BlockStep(Generic[Seen]):
     name: str
     block: nn.Module
     statistics: Mapping[str, Seen]
+    held_out: Mapping[str, Seen] | None = None
 
 
 @contextmanager
@@ -207,6 +211,8 @@ def walk(
     *,
     propagate: Propagate = ...,
     gram: Literal[True] = ...,
+    held_out: CalibrationSet | None = ...,
+    blocks: Collection[int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
 ) -> Iterator[BlockStep[InputStatistics]]: ...
@@ -219,6 +225,8 @@ def walk(
     *,
     propagate: Propagate = ...,
     gram: bool,
+    held_out: CalibrationSet | None = ...,
+    blocks: Collection[int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
 ) -> Iterator[BlockStep[ChannelSums]]: ...
@@ -231,6 +239,8 @@ def walk(
     *,
     propagate: Propagate = "original",
     gram: bool = True,
+    held_out: CalibrationSet | None = None,
+    blocks: Collection[int] | None = None,
     batch_size: int = 8,
     progress: bool = True,
 ) -> Iterator[BlockStep[ChannelSums]]:
@@ -250,6 +260,10 @@ def walk(
     gram : bool
         Gather the Gram matrix of each input. Without it there are :class:`ChannelStatistics` only, which cost next to
         nothing beside the pass, and are enough for some methods: see ``reads_gram`` of their specifications.
+    held_out : CalibrationSet, optional
+        Rows that take the same way, and whose statistics are kept apart.
+    blocks : collection of int, optional
+        Visit these blocks only. The walk passes through those before them, and ends after the last.
     batch_size : int
         Rows run at a time. Sums differ between batch sizes by float32 rounding only.
     progress : bool
@@ -283,24 +297,34 @@ def walk(
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
     lm.check_length(calibration.seq_len)
-    starts = range(0, calibration.n_samples, batch_size)
-    batches = [_embed(lm, calibration.rows(start, start + batch_size)) for start in starts]
-    n_blocks = len(lm.blocks)
+    parts = [
+        [_embed(lm, rows.rows(start, start + batch_size)) for start in range(0, rows.n_samples, batch_size)]
+        for rows in (calibration, held_out)
+        if rows is not None
+    ]
+    n_blocks = len(lm.blocks) if blocks is None else max(blocks) + 1
     for index in tqdm(range(n_blocks), desc="walk", unit="block", disable=not progress, leave=False):
         name = lm.block_name(index)
         with lm.resident(index) as block:
-            current: list[Batch] = [batches[0]]
-            with _watched(lm, name, block, current, gram=gram, whole=propagate == "original") as statistics:
-                for batch in batches:
-                    current[0] = batch
-                    with suppress(_AllSeen):
-                        batch.hidden = _run(block, index, batch, lm.device)
-            for group in lm.architecture.groups:
-                statistics[group.name].check(f"{name}.{group.layers[0]}")
-            yield BlockStep(index, name, block, statistics)
-            del statistics  # its Gram matrices would stay while the next block makes its own
+            if blocks is not None and index not in blocks:
+                for batch in chain(*parts):
+                    batch.hidden = _run(block, index, batch, lm.device)
+                continue
+            seen = []
+            for batches in parts:
+                current: list[Batch] = [batches[0]]
+                with _watched(lm, name, block, current, gram=gram, whole=propagate == "original") as statistics:
+                    for batch in batches:
+                        current[0] = batch
+                        with suppress(_AllSeen):
+                            batch.hidden = _run(block, index, batch, lm.device)
+                for group in lm.architecture.groups:
+                    statistics[group.name].check(f"{name}.{group.layers[0]}")
+                seen.append(statistics)
+            yield BlockStep(index, name, block, *seen)
+            del statistics, seen  # their Gram matrices would stay while the next block makes its own
             if propagate == "compressed" and index + 1 < n_blocks:
-                for batch in batches:
+                for batch in chain(*parts):
                     batch.hidden = _run(block, index, batch, lm.device)
 
 
