@@ -6,11 +6,13 @@ SHELL   := bash
 
 PYTHON  ?= python3
 VENV    ?= .venv
-PROFILE ?= quick
+PROFILE ?= standard
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
 BENCH   ?=
+# Where the executed notebooks go, which make html renders.
+OUT     ?= book/executed
 # What the figures of this machine are filed under.
 MACHINE ?= cpu
 # Tests, or notebooks, at a time: small matrices gain little from threads.
@@ -35,15 +37,16 @@ CONFIRMATION := a2_length a3_reasoning a1_sources
 # What `make interop` runs, each in .venv-interop/TOOL.
 TOOLS := llmcompressor gptqmodel
 
-.PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers size lock clean distclean
+.PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers same-findings size lock clean distclean
 
 help:  ## List the targets
-	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
-	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
+	@echo "Usage: make TARGET [PROFILE=standard] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
+	@echo "make book reads evidence/. FRESH=1 reads nothing that is stored, and so computes all of it again: hours."
+	@echo "PROFILE=quick computes small grids instead, to see that everything runs."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
+book: plan  ## Set up, fetch the model and data, run the notebooks on the evidence, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
 	@$(if $(FRESH),rm -rf $(STALE) book/executed _build)
 	@$(MAKE) --no-print-directory assets
@@ -57,8 +60,8 @@ plan:
 	@echo "  3. run the notebooks                      $$(sed -n 's/^takes: *//p' $(PROFILE_FILE))"
 	@echo "  4. render the book to _build/html         about 1 minute"
 
-notebooks: setup  ## Run the notebooks of PROFILE into book/executed
-	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out book/executed --jobs $(JOBS) $(if $(FRESH),--fresh) $(if $(CI),,--progress)
+notebooks: setup  ## Run the notebooks of PROFILE into book/executed, or OUT
+	@$(PY) -m cola_lib.cli notebook --profile $(PROFILE) --out $(OUT) --jobs $(JOBS) $(if $(FRESH),--fresh) $(if $(CI),,--progress)
 
 html: setup  ## Render book/executed to _build/html, warnings as errors
 	@$(BIN)/jupyter-book build . --quiet --warningiserror --nitpick --keep-going --toc book/_toc.yml
@@ -78,7 +81,7 @@ check-book: setup  ## Open every page of the built book in Chromium, and use it;
 
 pdf: setup  ## Print the notebooks' pages and the others as one book, _build/book.pdf; needs Chromium
 	@$(BIN)/jupyter-book build . --quiet --builder singlehtml --toc book/_toc.yml
-	@cp _build/singlehtml/book/intro.html _build/singlehtml/book.html  # its links begin at the root
+	@cp _build/singlehtml/book/executed/00_choose.html _build/singlehtml/book.html  # its links begin at the root
 	@$(PY) -c 'from cola_lib.pages import print_book; print_book("_build/singlehtml/book.html", "_build/book.pdf")'
 	@echo "The book in print: $(CURDIR)/_build/book.pdf"
 
@@ -127,6 +130,9 @@ same-numbers: setup  ## Recompute the analysis of the evidence under several BLA
 
 size: setup  ## Count the lines of library and tests: code, docstrings, comments
 	@$(PY) -m benchmarks.size
+
+same-findings: setup assets  ## Judge the claims of all chapters under several BLAS kernels and thread counts, and compare what is printed
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.same_findings
 
 lock: $(BOOTSTRAPPED)  ## Write the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	$(COMPILE) --extra book --extra dev --extra export --extra embeddings --extra ray pyproject.toml -o requirements.lock

@@ -99,15 +99,21 @@ def machines() -> dict[str, dict[str, str]]:
 
 def recomputed(frame: pd.DataFrame, environment: Mapping[str, str]) -> dict[str, float]:
     """Run :func:`numbers` in a process that starts with these variables; an empty one is unset."""
-    variables = {**os.environ, **environment}
-    variables = {name: value for name, value in variables.items() if value or name not in environment}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.parquet"
         frame[[name for name in COLUMNS if name in frame]].to_parquet(path)
         run = [sys.executable, "-m", "benchmarks.same_numbers", "--frame", str(path)]
-        done = subprocess.run(run, env=variables, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            run, env=process_environment(environment), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        )
     found: dict[str, float] = json.loads(done.stdout)
     return found
+
+
+def process_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with some variables set, and those that are empty unset."""
+    every = {**os.environ, **variables}
+    return {name: value for name, value in every.items() if value or name not in variables}
 
 
 def differing(one: Mapping[str, float], other: Mapping[str, float]) -> list[str]:

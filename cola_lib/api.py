@@ -182,8 +182,8 @@ class Compressed:
         The model.
     report : CompressionReport
         What was done to each layer, and from what data.
-    notes : tuple of str
-        What to know before trusting the result; a sentence each.
+    notes, warnings : tuple of str
+        What to know before trusting the result, and what casts doubt on it; a sentence each.
 
     Examples
     --------
@@ -197,6 +197,7 @@ class Compressed:
     lm: LanguageModel
     report: CompressionReport
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def save(
         self,
@@ -255,7 +256,8 @@ def compress(
     propagate : {"compressed", "original"}
         Calibrate a block on what reaches it through the compressed blocks before it, or through the original ones.
     layer_errors : bool
-        Report the output error of each layer. Without it compression is faster; the weights are the same.
+        Report the output error of each layer, and for GPTQ, whether it beats rounding on held-out rows. Without it
+        compression is faster; the weights are the same.
     keep_codes : bool, optional
         Keep the integers of a quantizer, one byte a weight, for ``save(format="compressed-tensors")``. By default they
         are kept where activations are rounded, since such a model can be saved in no other format.
@@ -297,9 +299,10 @@ def compress(
         layer_errors=layer_errors,
         keep_codes=keep_codes,
         keep_originals=keep_originals,
+        hold_out=layer_errors and rows is not None and rows.n_samples > 1,
         progress=progress,
     )
-    return Compressed(lm, report, tuple(_notes(lm, spec, rows)))
+    return Compressed(lm, report, tuple(_size_notes(lm, spec, rows)), tuple(_overfitting(report)))
 
 
 def _check_tokenizer(lm: LanguageModel, made: Curated) -> None:
@@ -312,13 +315,34 @@ def _check_tokenizer(lm: LanguageModel, made: Curated) -> None:
         )
 
 
-def _notes(lm: LanguageModel, spec: Spec, rows: CalibrationSet | None) -> list[str]:
+def _size_notes(lm: LanguageModel, spec: Spec, rows: CalibrationSet | None) -> list[str]:
     widest = max(lm.blocks[0].get_parameter(f"{name}.weight").shape[1] for name in lm.architecture.layers)
     if rows is None or spec.method not in ("sparsegpt", "gptq") or rows.n_tokens >= widest:
         return []
     return [
         f"{rows.n_tokens:,} tokens for layers of up to {widest:,} inputs; {spec.method} solves with a matrix "
         "of that many rows, and needs several times as many tokens"
+    ]
+
+
+SHOWN_LAYERS = 5
+"""Layers that a note names before it counts the others."""
+
+
+def _overfitting(report: CompressionReport) -> list[str]:
+    """Name the layers in which GPTQ loses to rounding on rows that it has not seen."""
+    layers = report.overfitted
+    if not layers:
+        return []
+    worst = sorted(report.layers, key=lambda each: -(each.held_out_ratio or 0))[: min(SHOWN_LAYERS, len(layers))]
+    named = ", ".join(f"{each.layer} ({each.held_out_ratio:.2f} times)" for each in worst)
+    more = f" and {len(layers) - len(worst)} more" if len(layers) > len(worst) else ""
+    cure = "more tokens, a larger --damp, or --damp auto"
+    if getattr(report.spec, "damp", None) == "auto":
+        cure = "more tokens, or --method rtn if there are none; no damping that was tried is better than rounding there"
+    return [
+        f"on held-out rows gptq makes more error than rounding to nearest in {len(layers)} of "
+        f"{len(report.layers)} layers: {named}{more}. It has fitted the calibration text; try {cure}"
     ]
 
 

@@ -240,7 +240,7 @@ def run_notebook(run: NotebookRun, *, progress: bool = False) -> float:
     try:
         executed = _execute(run, partial, progress)
         _require_complete(executed, run.source)
-        executed = _cleaned(executed)
+        executed = _relinked(_cleaned(executed), run.source.parent, run.out.parent)
         executed.cells.append(rerun_cell(run, time.monotonic() - start))
         _write_notebook(executed, partial)
         os.replace(partial, run.out)
@@ -410,6 +410,21 @@ def _cleaned(notebook: NotebookNode) -> NotebookNode:
             cell["id"] = INJECTED_TAG
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_without_progress, cell.outputs) if output is not None]
+    return notebook
+
+
+def _relinked(notebook: NotebookNode, source: Path, out: Path) -> NotebookNode:
+    """Keep links to files right in another folder; those to notebooks beside this one go to the executed ones."""
+
+    def moved(link: re.Match[str]) -> str:
+        target, anchor = link["target"], link["anchor"] or ""
+        if os.path.dirname(target) and (source / target).is_file():
+            return f"]({os.path.relpath(source / target, out)}{anchor})"
+        return link[0]
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", moved, cell.source)
     return notebook
 
 

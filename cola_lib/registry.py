@@ -32,6 +32,7 @@ REVISIONS: dict[str, int] = {
     "curate": 1,
     # what is done with that, beside the methods, which carry their own
     "input_rounding": 1,
+    "auto_damp": 1,
     "finetune": 2,
     # what is measured afterwards
     "suite": 1,

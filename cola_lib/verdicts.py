@@ -201,15 +201,42 @@ def stages(store: str | os.PathLike[str]) -> Stages:
     >>> numbers["pilot"]["C5"].number.text  # doctest: +SKIP
     '+1.7 [-0.2, +3.6] %'
     """
+    numbers, missing = {}, {}
+    for stage, frame in stage_frames(store).items():
+        numbers[stage], missing[stage] = primaries(frame, complete=stage == "confirmation")
+    return numbers, missing
+
+
+def stage_frames(store: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """Read the scores of each stage of the evidence.
+
+    Parameters
+    ----------
+    store : str or path
+        As for :func:`stages`.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        By stage, tidy scores.
+
+    Raises
+    ------
+    DataError
+        If there are no results.
+
+    Examples
+    --------
+    >>> from cola_lib.verdicts import stage_frames
+    >>> list(stage_frames("evidence"))  # doctest: +SKIP
+    ['pilot', 'confirmation']
+    """
     packed = {stage: Path(store) / name for stage, name in STAGES.items() if (Path(store) / name).is_file()}
     frames = {stage: ResultStore(store, packed=[path]).to_frame() for stage, path in packed.items()}
     frames = frames or {OWN: ResultStore(store).to_frame()}
-    numbers, missing = {}, {}
-    for stage, frame in frames.items():
-        if frame.empty:
-            raise DataError(f"no results in {store}; make book or cola sweep computes some")
-        numbers[stage], missing[stage] = primaries(frame, complete=stage == "confirmation")
-    return numbers, missing
+    if any(frame.empty for frame in frames.values()):
+        raise DataError(f"no results in {store}; make book or cola sweep computes some")
+    return frames
 
 
 def has_cells(store: str | os.PathLike[str]) -> bool:

@@ -193,7 +193,7 @@ def test_the_book_is_built():
 
 def test_the_folder_opens_at_the_first_page(opener):
     opened = opener(START)
-    opened.page.wait_for_url("**/book/intro.html")
+    opened.page.wait_for_url("**/book/executed/00_choose.html")
     assert opened.page.locator("h1:visible").count() == 1
 
 

@@ -47,6 +47,7 @@ COMMANDS = {
         "--act-strategy",
         "--alpha",
         "--smooth",
+        "--damp",
         "--act-order",
         "--static-groups",
         "--save-as",

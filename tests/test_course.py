@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -23,11 +24,18 @@ BOOK = ROOT / "book"
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = {path.stem: path.read_text() for path in sorted(BOOK.glob("*.md"))}
 CHAPTERS = {
-    path.stem: "\n\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    path.stem: "\n\n".join(
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown" or cell.source.startswith("Markdown(")  # a sentence with numbers
+    )
     for path in sorted(NOTEBOOKS.glob("*.ipynb"))
 }
 TEXTS = PAGES | CHAPTERS
 BIBLIOGRAPHY = (BOOK / "references.bib").read_text()
+ENTRIES = {
+    entry.partition(",")[0].partition("{")[2]: entry for entry in re.findall(r"^@.*?^}", BIBLIOGRAPHY, re.M | re.S)
+}
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
 
 
@@ -139,7 +147,14 @@ def test_how_to_cite_is_what_the_citation_file_says():
 
 
 def cited(text: str) -> set[str]:
-    return {key for keys in re.findall(r"\{cite:[a-z]+\}`([^`]+)`", text) for key in keys.split(",")}
+    """Keys of the papers that a page names: by Sphinx's role, or, in a notebook, by a link or by author and year."""
+    named = {key for keys in re.findall(r"\{cite:[a-z]+\}`([^`]+)`", text) for key in keys.split(",")}
+    for link in re.findall(r"\]\((https://\S+?)\)", text):
+        short = re.sub(r"^https://(arxiv\.org/abs|doi\.org)/", "", link)
+        named |= {key for key, entry in ENTRIES.items() if short in entry}
+    for author, year in re.findall(r"\[([\w-]+)[^\]]*?(\d{4})\)?\]\(\.\./book/references\.md\)", text):
+        named |= {key for key, entry in ENTRIES.items() if author in entry and f"{{{year}}}" in entry}
+    return named
 
 
 def test_every_citation_has_an_entry():
@@ -183,10 +198,11 @@ def test_what_was_done_differently_is_said_of_whatever_has_notes():
 def test_every_figure_has_a_caption_and_says_in_words_what_it_shows(name):
     drawing = {name for name in figures.__all__ if signature_of(name) == "Figure"}
     assert {"interval_dots", "ratio_dots", "lines"} <= drawing
-    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    for cell, below in itertools.pairwise(cells):
         if cell.cell_type == "code" and drawing & set(re.findall(r"^(?:\w+ = )?figures\.(\w+)\(", cell.source, re.M)):
-            shown = cell.metadata.get("mystnb", {})
-            assert shown.get("figure", {}).get("caption") and shown.get("image", {}).get("alt"), cell.source
+            assert cell.metadata.get("mystnb", {}).get("image", {}).get("alt"), cell.source
+            assert below.source.startswith("*"), f"no caption below: {cell.source}"
 
 
 def signature_of(name: str) -> Any:

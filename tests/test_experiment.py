@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from cola_lib.compress import method_spec
+from cola_lib.curation import load_target
 from cola_lib.errors import SpecError, UnknownNameError
-from cola_lib.experiments import RANDOM_TOKENS, Experiment, as_spec
+from cola_lib.experiments import RANDOM_TOKENS, Experiment, ResultStore, as_spec
+from cola_lib.experiments.selection import target_names
 from tests.tiny_models import tiny_language_model
 
 METHODS = [{"method": "wanda", "sparsity": 0.5}, {"method": "rtn", "bits": 3, "group_size": 16}]
@@ -36,6 +38,49 @@ def test_a_grid_is_computed_once_and_found_again(small):
     assert (again.n_computed, again.n_read) == (0, 8)
     part = small.run(["c4"], METHODS, draws=[1], n_draws=2, progress=False)
     assert part.n_computed == 0  # draw 1 of 2 is the same set however it is asked for
+
+
+def test_what_a_figure_needs_is_computed_once_and_packed_with_the_cells(small, tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return pd.DataFrame({"name": ["a", "b"], "vector": [(0.5, 0.25), (1.0, 2.0)]})
+
+    own = replace(small, store=tmp_path / "own")
+    first = own.table("vectors", make, rests_on=["walk"], width=2, rows=["x"])
+    ResultStore(tmp_path / "own").pack(tmp_path / "cells.parquet")
+    clone = replace(small, store=tmp_path / "empty", packed=[tmp_path / "cells.parquet"])
+    pd.testing.assert_frame_equal(clone.table("vectors", make, rests_on=["walk"], width=2, rows=["x"]), first)
+    assert len(calls) == 1
+    clone.table("vectors", make, rests_on=["walk"], width=3, rows=["x"])
+    assert len(calls) == 2
+
+
+def test_coverage_is_read_as_it_was_computed(small, tmp_path, monkeypatch):
+    asked = {"n_draws": 2, "limit": 3, "n_sources": 2}
+    targets = {"math": ("gsm8k",), "code": ("mbpp",)}
+    first = replace(small, store=tmp_path, targets=targets, target_texts=3).coverage(["c4", "gsm8k"], **asked)
+    monkeypatch.setattr("cola_lib.experiments.experiment.cover", lambda *a, **k: pytest.fail("computed again"))
+    again = replace(small, store=tmp_path, targets=targets, target_texts=3).coverage(["c4", "gsm8k"], **asked)
+    assert again.chosen == first.chosen and again.gains == first.gains
+    pd.testing.assert_frame_equal(again.table, first.table)
+
+
+def test_targets_with_the_same_texts_share_what_is_measured_on_them(small):
+    sources = {"math": ("gsm8k",), "code": ("mbpp",)}
+    experiment = replace(small, targets=sources, target_texts=3)
+    targeted, general = (experiment.target(name, 2) for name in ("math", "general"))
+    assert targeted.pool is general.pool
+    options = {"capabilities": tuple(sources), "draw": 2, "n_draws": 3, "limit": 3}
+    assert target_names(targeted) == target_names(load_target("math", sources=sources, **options))
+
+
+def test_an_experiment_checks_one_stored_cell(small):
+    small.run(["c4", "code"], METHODS, draws=1, progress=False)
+    checked = replace(small, spot_check=True)
+    grids = [checked.run([source], METHODS, draws=1, progress=False) for source in ("c4", "code")]
+    assert [len(grid.checks) for grid in grids] == [1, 0]
 
 
 def test_draws_of_a_source_share_no_sample(small):

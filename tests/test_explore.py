@@ -8,7 +8,7 @@ import pytest
 
 from cola_lib.analysis import KEPT, explore_table, gain_over, retention_table
 from cola_lib.analysis.explore import NO_DATA
-from cola_lib.errors import DataError, StoreError
+from cola_lib.errors import DataError, SpecError, StoreError
 from cola_lib.experiments import CellResult, ResultStore, cell_key, read_scores
 from tests.simulated_grids import simulated_grid
 
@@ -120,3 +120,21 @@ def test_scores_are_read_from_packed_files_and_stores(tmp_path):
         assert frame["n_tokens"].tolist() == [1, 2] and set(frame["cell"]) == {key.fingerprint}
     with pytest.raises(StoreError, match="holds no scores"):
         read_scores(tmp_path / "empty")
+    with pytest.raises(SpecError, match="one store"):
+        read_scores(tmp_path / "store", tmp_path / "empty")
+
+
+def test_a_clean_clone_has_only_packed_scores_to_explore(tmp_path):
+    for cell, rows in grid().groupby("cell", sort=False):
+        items = ["item", *(name for name in rows if rows[name].nunique() > 1 and name != "item")]
+        items += [name for name in ("capability", "task", "nll", "n_bytes", "bits_per_byte") if name not in items]
+        one = rows.drop(columns=[*items, "cell"]).iloc[0].to_dict()
+        labels = {name: None if pd.isna(value) else value for name, value in one.items()}
+        choices = {"choice_nll": rows["nll"], "choice_bytes": rows["n_bytes"]}
+        choices = {name: [(value,) for value in values] for name, values in choices.items()}
+        scores = rows[items].assign(gold=0, **choices).reset_index(drop=True)
+        ResultStore(tmp_path / "elsewhere").put(CellResult(cell_key(model=cell, suite="s"), scores, labels))
+    ResultStore(tmp_path / "elsewhere").pack(tmp_path / "cells.parquet")
+    found = explore_table(read_scores(tmp_path / "empty", tmp_path / "cells.parquet"), n_boot=50)
+    assert len(kept(found)) == len(kept(explore_table(grid(), n_boot=50))) > 0
+    assert not (tmp_path / "empty").exists()

@@ -18,18 +18,19 @@ from cola_lib.analysis import (
     simulated_intervals,
     verdict_chances,
 )
-from cola_lib.analysis.claims.decisions import LEVEL, Estimated, generality
+from cola_lib.analysis.claims.decisions import LEVEL, generality
 from cola_lib.analysis.claims.primaries import RULES
-from cola_lib.analysis.claims.sets import Contrast, Sets
 from cola_lib.analysis.inference import (
     PRIOR_CAP,
     UNDECISIVE,
+    Estimated,
     Interval,
     WeightedSet,
     log_scores,
     moderated,
     weighted_sum,
 )
+from cola_lib.analysis.sets import Contrast, Sets
 from cola_lib.errors import DataError
 
 PART = ("wanda", "math")

@@ -21,7 +21,12 @@ from cola_lib.errors import ColaError, SpecError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TOOLS = {"13_explore", "14_performance", "15_scaling"}  # pages to look something up with, and no chapters of the course
+TOOLS = {
+    "00_choose",
+    "13_explore",
+    "14_performance",
+    "15_scaling",
+}  # pages to look something up with, and no chapters of the course
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yml"))
 PARAMETERS = 'n_draws = 3  # draws\nsources = [\n    "c4",\n    "math",\n]\nratio: float = 0.5\nlimit = None'
 
@@ -338,6 +343,19 @@ def test_what_cannot_run_together_is_refused(tmp_path):
         list(book.run_notebooks(runs, jobs=2))
 
 
+def test_links_stay_right_in_the_folder_of_executed_notebooks(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "rules.md").write_text("# Rules")
+    (tmp_path / "notebooks").mkdir()
+    source = write(tmp_path / "notebooks", "nb", "1")
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[0].source = "[a](../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+    nbformat.write(notebook, source)
+    book.run_notebook(run_of(source, tmp_path / "book" / "executed"))
+    found = nbformat.read(tmp_path / "book" / "executed" / "nb.ipynb", as_version=4).cells[0].source
+    assert found == "[a](../../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+
+
 def test_unknown_kernel(tmp_path):
     source = write(tmp_path, "nb", "1")
     notebook = nbformat.read(source, as_version=4)
@@ -392,13 +410,13 @@ def test_a_chapter_opens_and_closes_as_a_chapter_does(path):
         assert found, f"no {kind} cell has {text!r}"
         return found[0]
 
-    first("markdown", r"^:::\{admonition\} Take-away$")
+    assert any("> **Take-away.**" in cell.source for cell in cells), "a chapter says what to take away"
     exercise, solution = first("markdown", "^## Exercise$"), first("code", r"\A# Solution\b")
     reading, last = first("markdown", "^## Further reading$"), len(cells) - 1
     assert exercise < solution < reading < last, "exercise, solution, further reading, provenance: in this order"
     assert "hide-cell" in cells[solution].metadata.tags, "the solution is to be hidden"
     assert cells[last].cell_type == "code" and "hide-input" in cells[last].metadata.tags, "provenance comes last"
-    items = re.findall(r"^- \{cite:t\}`[a-z0-9]+`: \S.*$", cells[reading].source, re.M)
+    items = re.findall(r"^- \[.+?\]\(\S+\): \S.*$", cells[reading].source, re.M)
     lines = cells[reading].source.split("## Further reading")[1].strip().splitlines()
     assert items == lines and 2 <= len(items) <= 4, "two to four papers, each with a line on why to read it"
 
@@ -409,3 +427,31 @@ def test_profile_fits_the_notebooks(path, tmp_path):
     book.plan([], folder=ROOT / "notebooks", out=tmp_path, profile=profile)
     if path.stem == "quick":
         assert list(profile.notebooks) == [p.stem for p in SOURCES], "the quick book has all notebooks"
+
+
+MARKUP = re.compile(r"\{(?:doc|cite|glue|ref|numref|term)[:\w]*\}`|^:::|^```\{", re.M)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_notebook_reads_as_well_in_jupyter(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert not [found for cell in cells for found in MARKUP.findall(cell.source)], "markup that only Sphinx reads"
+    folded = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+    for cell in cells:
+        if folded & set(cell.metadata.get("tags", [])):
+            assert cell.metadata.get("jupyter", {}).get("source_hidden"), "what the page folds is folded in Jupyter too"
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\((?!http)([^)#]+)", text)]
+    assert not [link for link in links if not (path.parent / link).is_file()]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_what_a_sentence_says_is_computed_above_it(path):
+    """A page that is rendered once may be read in any order; a notebook runs from its first cell to its last."""
+    names: set[str] = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            names |= set(re.findall(r"^\s*phrase\[f?\"(.+?)\"\] =", cell.source, re.M))
+            patterns = [re.sub(r"\\{.+?\\}", ".+", re.escape(name)) for name in names]
+            used = re.findall(r"\{phrase\[\"(.+?)\"\]", cell.source)
+            assert not [name for name in used if not any(re.fullmatch(pattern, name) for pattern in patterns)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -31,10 +33,10 @@ def tiny_lm() -> LanguageModel:
     return tiny_language_model("llama", byte_tokenizer(), vocab_size=264, max_position_embeddings=256)
 
 
-def tiny_set(word: str, seed: int = 0) -> CalibrationSet:
+def tiny_set(word: str, seed: int = 0, n_samples: int = 4) -> CalibrationSet:
     texts = [f"{word} {i} and the {word} of {i * 7919 % 1009} " * 3 for i in range(30)]
     samples = [Sample(f"{word}/{i}", text, word) for i, text in enumerate(texts)]
-    return build_calibration_set(samples, byte_tokenizer(), n_samples=4, seq_len=32, seed=seed)
+    return build_calibration_set(samples, byte_tokenizer(), n_samples=n_samples, seq_len=32, seed=seed)
 
 
 @pytest.fixture
@@ -277,6 +279,22 @@ def test_a_stored_cell_is_computed_again_and_agrees(lm, sets, store, calls):
     assert check.cell in set(grid.frame["cell"])
     assert check.largest < 1e-5
     assert check.cell in grid.provenance
+
+
+def test_a_check_reads_no_target_and_few_tokens(lm, sets, store, monkeypatch):
+    long = tiny_set("long", n_samples=16)
+    run_grid(lm, [*sets, long], SPECS, SUITE, store, targets={"t": sets[1]}, progress=False)
+    monkeypatch.setattr(workspace.Workspace, "target", lambda *a: pytest.fail("a check compares scores alone"))
+    monkeypatch.setattr(workspace.Workspace, "reference", lambda *a: pytest.fail("a check compares scores alone"))
+    scored = []
+    real = runner.evaluate
+    monkeypatch.setattr(
+        runner, "evaluate", lambda lm, suite, **o: scored.append(len(suite.items)) or real(lm, suite, **o)
+    )
+    for _ in range(4):
+        grid = run_grid(lm, [*sets, long], SPECS, SUITE, store, targets={"t": sets[1]}, spot_check=True, progress=False)
+        assert grid.cells[grid.checks[0].cell]["n_samples"] != long.n_samples
+    assert set(scored) == {sum(math.ceil(n / 3) for n in Counter(i.capability for i in SUITE.items).values())}
 
 
 def test_a_stored_cell_that_does_not_come_out_again_fails(lm, sets, store):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from benchmarks.same_numbers import compared, differing
+from benchmarks import same_findings
+from benchmarks.same_numbers import ROOT, compared, differing
 from cola_lib.analysis import held_out_correlation, simulated_grid
 from cola_lib.analysis.permutation import permutation_test
 
@@ -32,6 +37,38 @@ def test_other_kernels_and_threads_give_the_same_numbers(frame):
     }
     for name, wrong, total in compared(frame, environments):
         assert total > 100 and not wrong, (name, wrong)
+
+
+def test_other_kernels_print_the_same_findings(frame, tmp_path):
+    calls = tmp_path / "02.pickle"
+    calls.write_bytes(pickle.dumps([("c4_source_as_method", (frame,), {})]))
+    environments = {"own": {"OMP_NUM_THREADS": "1"}, "other": {"OPENBLAS_CORETYPE": "Haswell"}}
+    for name, wrong, total in same_findings.compared({"02": calls}, environments):
+        assert total and not wrong, (name, wrong)
+    assert same_findings.moved({"a": "+1.0", "b": "x"}, {"a": "+1.1", "b": "x"}) == ["a: +1.0 and +1.1"]
+
+
+def test_what_a_chapter_gives_its_claims_is_kept(tmp_path):
+    import nbformat
+
+    cells = [
+        nbformat.v4.new_code_cell("n_draws = 2", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from cola_lib.analysis import c19_cheap"),
+        nbformat.v4.new_code_cell(
+            "import pandas as pd\n"
+            "rows = [{'label': 'wanda', 'draw': i, 'selection': 1.0 + i, 'compression': 9.0} for i in range(n_draws)]\n"
+            "findings = c19_cheap(pd.DataFrame(rows))"
+        ),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "chapter.ipynb")
+    run = (
+        "import sys; from pathlib import Path; from benchmarks.same_findings import calls_of, printed; "
+        "calls = calls_of(Path(sys.argv[1]), {'n_draws': 3}); print(len(calls), len(printed(calls)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", run, str(tmp_path / "chapter.ipynb")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1", "1"], done.stderr
 
 
 def test_a_number_that_moved_or_is_missing_is_named():

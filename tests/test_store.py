@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cola_lib.errors import SpecError, StoreError
 from cola_lib.evaluate import with_derived
-from cola_lib.experiments import CellKey, CellResult, ResultStore, cell_key
+from cola_lib.experiments import CellKey, CellResult, ResultStore, cell_key, packed
 from cola_lib.experiments.packed import PackedCells, write_packed
 from cola_lib.registry import REVISIONS
 
@@ -82,6 +82,26 @@ def store(request, tmp_path) -> ResultStore:
 def only_file(store: ResultStore) -> str:
     (path,) = store._list()
     return path
+
+
+def test_a_packed_cell_is_decoded_once(tmp_path, monkeypatch):
+    ResultStore(tmp_path / "own").put(result())
+    ResultStore(tmp_path / "own").pack(tmp_path / "cells.parquet")
+    decoded = []
+    real = packed.result_from_plain
+    monkeypatch.setattr(packed, "result_from_plain", lambda plain: decoded.append(1) or real(plain))
+    below = ResultStore(tmp_path / "none", packed=[tmp_path / "cells.parquet"])
+    assert below.get(key()) is not None and len(decoded) == 1
+
+
+def test_a_result_is_computed_once(tmp_path):
+    store, calls = ResultStore(tmp_path), []
+
+    def compute():
+        calls.append(1)
+        return result()
+
+    assert [store.cached(key(), compute)[1] for _ in range(2)] == [False, True] and len(calls) == 1
 
 
 def test_what_is_put_is_what_is_got(store):

@@ -47,8 +47,10 @@ from cola_lib.analysis.claims import (
     verdict,
     verdict_chances,
 )
+from cola_lib.analysis.damping import against, damping_table, damping_to_use, draw_scores, losing_layers
 from cola_lib.analysis.estimates import Estimate
 from cola_lib.analysis.explore import KEPT, explore_table, gain_over
+from cola_lib.analysis.gains import gains, kept, study
 from cola_lib.analysis.league import mean_ranks, overall_gains
 from cola_lib.analysis.matching import matched_gains
 from cola_lib.analysis.permutation import holm, source_matters
@@ -99,6 +101,7 @@ __all__ = [
     "KEPT",
     "Options",
     "Verdict",
+    "against",
     "c1_length",
     "c2_amount",
     "c3_code_not_monotone",
@@ -121,16 +124,22 @@ __all__ = [
     "cell_table",
     "compare",
     "condition",
+    "damping_table",
+    "damping_to_use",
     "difference",
     "deployment_errors",
     "difference_table",
+    "draw_scores",
     "gain_over",
     "gain_table",
     "explore_table",
     "held_out_correlation",
     "held_out_table",
+    "gains",
     "holm",
+    "kept",
     "judge_family",
+    "losing_layers",
     "matched_gains",
     "matters",
     "mean_ranks",
@@ -151,6 +160,7 @@ __all__ = [
     "source_table",
     "source_versus_method",
     "spearman",
+    "study",
     "variance_components",
     "verdict",
     "with_interval",

@@ -114,6 +114,49 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """A number with its interval, signed so that the paper says "above 0".
+
+    Parameters
+    ----------
+    name : str
+        Of the part, or of the claim.
+    interval : Interval
+        In logarithms, or as a share of the damage.
+    share : bool
+        Whether it is a share of the damage.
+
+    Examples
+    --------
+    >>> from cola_lib.analysis.inference import Estimated
+    >>> from cola_lib.analysis.inference import Interval
+    >>> Estimated("C4 over Wikipedia", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40)).text
+    '+5.1 [+3.0, +7.3] %'
+    """
+
+    name: str
+    interval: Interval
+    share: bool = False
+
+    def shown(self, value: float) -> float:
+        """Give a value of the interval in per cent.
+
+        Parameters
+        ----------
+        value : float
+            As ``interval`` has it.
+        """
+        return float(100 * (value if self.share else np.expm1(value)))
+
+    @property
+    def text(self) -> str:
+        """Value and 95 % interval in per cent."""
+        low, high = self.interval.ends()
+        numbers = (self.shown(value) for value in (self.interval.value, low, high))
+        return "{:+.1f} [{:+.1f}, {:+.1f}] %".format(*numbers) + (" of the damage" if self.share else "")
+
+
+@dataclass(frozen=True)
 class WeightedSet:
     """A set in a weighted sum of log scores.
 

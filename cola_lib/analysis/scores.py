@@ -141,7 +141,9 @@ class Condition:
         columns = np.ones((1, len(self.items))) if items is None else items
         mean = rows @ self.numerator / rows.sum(axis=1, keepdims=True)  # (n_replicates, n_items)
         member = np.eye(len(self.tasks))[self.task]  # (n_items, n_tasks)
-        return (columns * mean) @ member / ((columns * self.weight) @ member)
+        # scaling the small factor saves two products of the size of all replicates
+        total = columns @ (mean.T * member) if len(mean) == 1 else (columns * mean) @ member
+        return total / (columns @ (self.weight[:, None] * member))
 
     def by_draw(self) -> Array:
         """Score of each draw, of shape (n_draws,)."""
@@ -188,46 +190,47 @@ def condition(frame: pd.DataFrame, score: str = "bits_per_byte", *, draw: str = 
     kind = score_named(score)
     if frame.empty:
         raise DataError("no scores: the frame has no rows; check the filter that made it")
-    if frame["capability"].nunique() > 1:
-        names = ", ".join(sorted(frame["capability"].unique()))
-        raise DataError(f"one capability at a time, and the frame has {names}")
-    numerator = kind.of(frame) if kind.binned else kind.of(frame).astype("Float64")
-    labels = frame[["item", "task", draw]]  # frames are wide, and every step below copies
-    frame = labels.assign(numerator=numerator, weight=kind.weight(frame))
-    frame = frame[frame["numerator"].notna()]
-    if frame.empty:
+    if len(names := frame["capability"].unique()) > 1:
+        raise DataError(f"one capability at a time, and the frame has {', '.join(sorted(names))}")
+    scores = kind.of(frame)
+    there = scores.notna().to_numpy()
+    if not there.any():
         raise DataError(f"no item has a score {score!r}; {kind.where}")
-    has_draws = frame[draw].notna()
+    if not there.all():
+        frame, scores = frame[there], scores[there]
+    keys, names, weight = frame[draw], frame["item"].to_numpy(), kind.weight(frame)  # columns: frames are wide
+    has_draws = keys.notna().to_numpy()
     if has_draws.any() and not has_draws.all():
         raise DataError(f"column {draw!r} is missing in {(~has_draws).sum()} of {len(frame)} rows of one condition")
-    keys = frame[draw] if has_draws.all() else pd.Series(0, index=frame.index)
-    row, draws = pd.factorize(keys, sort=True)
-    column, items = pd.factorize(frame["item"], sort=True)
+    row, draws = pd.factorize(keys, sort=True) if has_draws.all() else (np.zeros(len(frame), int), (None,))
+    column, items = pd.factorize(names, sort=True)
     shape = len(draws), len(items)
     place = np.ravel_multi_index((row, column), shape)
-    _once_each(frame, draw, place, shape)
+    _once_each(keys, names, draw, place, shape)
     order = np.argsort(place)  # draw by draw, and item by item
     first = order[: len(items)]
     tasks, task = np.unique(frame["task"].to_numpy(dtype=str)[first], return_inverse=True)
     about: dict[str, Any] = {
-        "weight": frame["weight"].to_numpy(dtype=np.float64)[first],
+        "weight": weight.to_numpy(dtype=np.float64)[first],
         "task": task.astype(np.int64),
         "items": tuple(items),
         "tasks": tuple(map(str, tasks)),
         "draws": tuple(draws) if has_draws.all() else (),
     }
     if not kind.binned:
-        return Condition(numerator=frame["numerator"].to_numpy(np.float64)[order].reshape(shape), **about)
-    bins = np.stack(list(frame["numerator"].iloc[order])).reshape(*shape, -1)  # (n_draws, n_items, n_bins)
+        return Condition(numerator=scores.to_numpy(np.float64)[order].reshape(shape), **about)
+    bins = np.stack(list(scores.iloc[order])).reshape(*shape, -1)  # (n_draws, n_items, n_bins)
     return BinnedCondition(numerator=np.ascontiguousarray(np.moveaxis(bins, -1, 0)), **about)
 
 
-def _once_each(frame: pd.DataFrame, draw: str, place: NDArray[np.int64], shape: tuple[int, int]) -> None:
+def _once_each(
+    keys: pd.Series, names: NDArray[Any], draw: str, place: NDArray[np.int64], shape: tuple[int, int]
+) -> None:
     """Refuse draws that have an item twice, or lack one that another draw has."""
     if len(np.unique(place)) < len(place):
-        again = frame[pd.Series(place).duplicated().to_numpy()].iloc[0]
+        again = int(pd.Series(place).duplicated().to_numpy().argmax())
         raise DataError(
-            f"item {again['item']} occurs twice in draw {again[draw]}: the frame holds more than one condition; "
+            f"item {names[again]} occurs twice in draw {keys.iloc[again]}: the frame holds more than one condition; "
             f"filter it first, or give each calibration set a {draw!r} of its own"
         )
     missing = int(np.prod(shape)) - len(place)

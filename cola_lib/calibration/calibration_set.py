@@ -177,6 +177,30 @@ class CalibrationSet:
             **changes,
         )
 
+    def hold_out(self, every: int = 5) -> tuple[CalibrationSet, CalibrationSet]:
+        """Set rows aside, at even distances, so that every part of a mixture gives its share.
+
+        Parameters
+        ----------
+        every : int
+            The last of so many rows is held out; of a set with fewer rows, its last.
+
+        Returns
+        -------
+        rest, held_out : CalibrationSet
+            All rows, in two sets. Rows that repeat, or that share a text, are not kept together.
+
+        Raises
+        ------
+        DataError
+            If the set has one row.
+        """
+        if self.n_samples < 2:
+            raise DataError(f"calibration set {self.name!r}: one row cannot be divided; ask for more, shorter rows")
+        every = min(every, self.n_samples)
+        held = range(every - 1, self.n_samples, every)
+        return self.take([i for i in range(self.n_samples) if i not in held]), self.take(held)
+
     def split_rows(self, seq_len: int) -> CalibrationSet:
         """Cut each row into consecutive shorter ones, to compare context lengths on exactly the same tokens.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +101,8 @@ def compress(
         bool,
         calibration_option(
             "--layer-errors/--no-layer-errors",
-            help="Report what each layer's output loses. Without it compression is faster, the weights are the same.",
+            help="Report what each layer's output loses, and for gptq, whether it beats rounding on held-out rows. "
+            "Without it compression is faster, the weights are the same.",
         ),
     ] = True,
     method: Annotated[
@@ -191,7 +193,9 @@ def _show_memory(
     target = resolve_device(device)
     number = resolve_dtype(dtype, target)
     shape = ModelShape.of(config_of(model), bytes_per_parameter=number.itemsize)
-    parts = compression_memory(shape, spec, n_samples, seq_len, layer_errors=layer_errors, streamed=stream)
+    parts = compression_memory(
+        shape, spec, n_samples, seq_len, layer_errors=layer_errors, hold_out=layer_errors, streamed=stream
+    )
     total, type_ = sum(parts.values()), str(number).removeprefix("torch.")
     if as_json:
         print_json({"model": model, "device": str(target), "dtype": type_, "bytes": parts, "total_bytes": total})
@@ -220,6 +224,8 @@ def _spec(method: str, given: dict[str, Any]) -> Spec:
         raise SpecError(f"--act-strategy has no effect with {method} without --act-bits")
     if "group_size" in given:
         given["group_size"] = _group_size(given["group_size"])
+    if "damp" in given:
+        given["damp"] = _damp(given["damp"], method)
     return method_spec(method, **given, **others)
 
 
@@ -231,6 +237,16 @@ def _group_size(text: str) -> int | None:
         return int(text)
     except ValueError as error:
         raise SpecError(f"--group-size is auto, -1 or a whole number, not {text!r}") from error
+
+
+def _damp(text: str, method: str) -> float | str:
+    """Read a number, or ``auto``."""
+    if text == "auto" and method == "gptq":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SpecError(f"--damp is a number{' or auto' * (method == 'gptq')}, not {text!r}") from error
 
 
 def _check_saving(spec: Spec, packed: bool, save_dtype: str | None, stream: bool) -> None:
@@ -286,6 +302,8 @@ def _checked_sources(spec: Spec, names: list[str]) -> list[str]:
 def _show_report(done: Compressed, written: Export | None, out: Path, as_json: bool) -> None:
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     report = done.report
     facts = report.to_dict()
     if as_json:
@@ -303,6 +321,15 @@ def _show_report(done: Compressed, written: Export | None, out: Path, as_json: b
             "relative error of the layers' outputs, on average, on the calibration set itself: "
             f"{report.output_error:.4g} (of fewer tokens it is lower; it does not tell which set is better)"
         )
+    judged = [layer for layer in report.layers if layer.held_out_ratio is not None]
+    if judged:
+        typer.echo(
+            f"on held-out rows, less error than rounding to nearest in {len(judged) - len(report.overfitted)} of "
+            f"{len(judged)} layers"
+        )
+    if spec.get("damp") == "auto":
+        counts = Counter(layer.damp for layer in report.layers)
+        typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts)))
     if written is not None:
         typer.echo(
             f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the "

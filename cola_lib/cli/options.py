@@ -141,6 +141,15 @@ class MethodOptions:
             metavar="NAME",
         ),
     ] = None
+    damp: Annotated[
+        str | None,
+        method_option(
+            help="gptq, sparsegpt: share of the Hessian's mean diagonal that is added to its diagonal. gptq: auto "
+            "chooses it for each input, on a fifth of the calibration rows.",
+            show_default="0.01",
+            metavar="SHARE",
+        ),
+    ] = None
     act_order: Annotated[
         bool | None, method_option("--act-order", help="gptq: begin with the inputs that matter most.")
     ] = None
@@ -167,7 +176,7 @@ class MethodOptions:
     option: Annotated[
         list[str] | None,
         method_option(
-            help="Any other option of the method, such as damp=0.1, read as YAML; may be given several times.",
+            help="Any other option of the method, such as n_grid=10, read as YAML; may be given several times.",
             metavar="NAME=VALUE",
         ),
     ] = None

@@ -4,7 +4,7 @@ from cola_lib.compress.api import CompressionReport, compress, restored, settle
 from cola_lib.compress.awq import AWQ, awq
 from cola_lib.compress.block import BlockUpdate, LayerReport, compress_block
 from cola_lib.compress.checkpoint import check_dense, check_output, checkpoint_folder, save_checkpoint, write_report
-from cola_lib.compress.gptq import GPTQ, gptq
+from cola_lib.compress.gptq import DAMPS, GPTQ, choose_damp, gptq, held_out_ratio
 from cola_lib.compress.lowrank import JointLowRank, joint_lowrank
 from cola_lib.compress.magnitude import Magnitude, magnitude
 from cola_lib.compress.quantized import QuantizedWeight
@@ -19,6 +19,7 @@ PRUNERS = tuple(name for name, kind in METHODS.items() if issubclass(kind, Prune
 QUANTIZERS = tuple(name for name, kind in METHODS.items() if issubclass(kind, QuantSpec))
 
 __all__ = [
+    "DAMPS",
     "AWQ",
     "GPTQ",
     "RIA",
@@ -43,10 +44,12 @@ __all__ = [
     "awq",
     "check_dense",
     "check_output",
+    "choose_damp",
     "checkpoint_folder",
     "compress",
     "compress_block",
     "gptq",
+    "held_out_ratio",
     "joint_lowrank",
     "magnitude",
     "method_spec",

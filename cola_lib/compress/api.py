@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,11 @@ class CompressionReport:
         return sum(zeros) / sum(weights)
 
     @property
+    def overfitted(self) -> tuple[str, ...]:
+        """Layers in which GPTQ made more error on held-out rows than rounding to nearest does."""
+        return tuple(layer.layer for layer in self.layers if (layer.held_out_ratio or 0) > 1)
+
+    @property
     def output_error(self) -> float | None:
         """Mean over layers of the relative output error, or ``None`` without statistics."""
         errors = [layer.output_error for layer in self.layers if layer.output_error is not None]
@@ -105,6 +110,7 @@ class CompressionReport:
         plain["label"] = self.spec.label
         plain["products"] = measured_products().backend
         plain["sparsity"], plain["output_error"] = self.sparsity, self.output_error
+        plain["overfitted"] = list(self.overfitted)
         plain["revisions"] = revisions("walk", "tokenize", *self.spec.key()["revisions"])
         return plain
 
@@ -197,21 +203,23 @@ def settle(lm: LanguageModel, spec: Spec) -> Spec:
 
 def _steps(
     lm: LanguageModel,
-    calibration: CalibrationSet | None,
-    statistics: LayerStatistics | None,
+    calibration: Sequence[CalibrationSet],
+    statistics: Sequence[LayerStatistics],
     propagate: Propagate,
     gram: bool,
     progress: bool,
-) -> Iterator[tuple[int, str, nn.Module, Any]]:
-    """Visit the blocks, with the statistics from wherever they come."""
-    if calibration is not None:
-        for step in walk(lm, calibration, propagate=propagate, gram=gram, progress=progress):
-            yield step.index, step.name, step.block, step.statistics
+) -> Iterator[tuple[int, str, nn.Module, Any, Any]]:
+    """Visit the blocks, with the statistics, and those of held-out rows, from wherever they come."""
+    if calibration:
+        rows, held_out = (*calibration, None)[:2]
+        for step in walk(lm, rows, propagate=propagate, gram=gram, held_out=held_out, progress=progress):
+            yield step.index, step.name, step.block, step.statistics, step.held_out
             del step  # its Gram matrices would stay while the next block makes its own
         return
     for index in tqdm(range(len(lm.blocks)), desc="compress", unit="block", disable=not progress, leave=False):
         with lm.resident(index) as block:
-            yield index, lm.block_name(index), block, _of_block(lm, statistics, index) if statistics else None
+            stats, held = (*(_of_block(lm, each, index) for each in statistics), None, None)[:2]
+            yield index, lm.block_name(index), block, stats, held
 
 
 def _of_block(lm: LanguageModel, statistics: LayerStatistics, index: int) -> dict[str, InputStatistics]:
@@ -220,7 +228,11 @@ def _of_block(lm: LanguageModel, statistics: LayerStatistics, index: int) -> dic
 
 
 def _check_arguments(
-    lm: LanguageModel, spec: Spec, calibration: CalibrationSet | None, statistics: LayerStatistics | None
+    lm: LanguageModel,
+    spec: Spec,
+    calibration: CalibrationSet | None,
+    statistics: LayerStatistics | None,
+    held_out: LayerStatistics | None,
 ) -> None:
     if calibration is not None and statistics is not None:
         raise SpecError("give a calibration set or statistics, not both")
@@ -228,6 +240,14 @@ def _check_arguments(
         raise SpecError(f"{spec.method} reads calibration data: give a calibration set or statistics")
     if statistics is not None:
         _check_model(lm, statistics, "the statistics")
+    if held_out is not None:
+        if statistics is None:
+            raise SpecError("held_out belongs to statistics; of a calibration set, hold_out sets rows aside")
+        _check_model(lm, held_out, "the held-out statistics")
+    elif statistics is not None and isinstance(spec, QuantSpec) and spec.chooses_damp:
+        raise SpecError(
+            f"{spec.label} chooses its damping on held-out rows: give held_out too, or a calibration set instead"
+        )
 
 
 def _check_model(lm: LanguageModel, statistics: LayerStatistics, what: str) -> None:
@@ -257,6 +277,8 @@ def compress(
     calibration: CalibrationSet | None = None,
     *,
     statistics: LayerStatistics | None = None,
+    held_out: LayerStatistics | None = None,
+    hold_out: bool = False,
     propagate: Propagate = "compressed",
     targets: Mapping[str, LayerStatistics] | None = None,
     layer_errors: bool = True,
@@ -279,6 +301,12 @@ def compress(
         Watched in one walk with the compression.
     statistics : LayerStatistics, optional
         Gathered before on this very model; the alternative to ``calibration``, and always ``"original"``.
+    held_out : LayerStatistics, optional
+        Of more calibration rows, with ``statistics``: GPTQ is judged on them, then solves with all rows. Other methods
+        read them like the rest.
+    hold_out : bool
+        Judge GPTQ on a fifth of the calibration rows, at the cost of a second solution of each layer: see
+        ``held_out_ratio`` of :class:`LayerReport`. Damping ``"auto"`` does so in any case. Other methods ignore it.
     propagate : {"compressed", "original"}
         What the blocks after a compressed one read, with ``calibration``. See
         :func:`~cola_lib.statistics.walk`.
@@ -321,7 +349,7 @@ def compress(
     >>> report.spec.label, len(report.layers), report.calibration == (calibration.fingerprint,)
     ('gptq 3-bit', 14, True)
     """
-    _check_arguments(lm, spec, calibration, statistics)
+    _check_arguments(lm, spec, calibration, statistics, held_out)
     if keep_codes and not isinstance(spec, QuantSpec):
         raise SpecError(f"{spec.method} rounds to no codes that could be kept; leave keep_codes out, or quantize")
     if keep_codes and lm.streamed is not None:
@@ -334,8 +362,13 @@ def compress(
     if not spec.calibrated:
         calibration = None
     gram = layer_errors or spec.reads_gram
+    chooses = isinstance(spec, QuantSpec) and spec.chooses_damp
+    sets = () if calibration is None else (calibration,)
+    if calibration is not None and spec.method == "gptq" and (chooses or hold_out):
+        sets = calibration.hold_out()
+    gathered = [each for each in (statistics, held_out) if each is not None]
     with _unchanged_on_error(lm, keep_originals):
-        for index, name, block, stats in _steps(lm, calibration, statistics, propagate, gram, progress):
+        for index, name, block, stats, held in _steps(lm, sets, gathered, propagate, gram, progress):
             on_targets = {target: _of_block(lm, each, index) for target, each in (targets or {}).items()}
             update = compress_block(
                 block,
@@ -345,6 +378,7 @@ def compress(
                 lm.architecture,
                 lm.model.config,
                 on_targets,
+                held_out=held,
                 layer_errors=layer_errors,
                 keep_codes=keep_codes,
             )
@@ -353,14 +387,13 @@ def compress(
             quantized |= {f"{name}.{layer}": codes for layer, codes in update.quantized.items()}
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))
             # What was found for this block would stay in memory while the next one is solved.
-            del block, stats, on_targets, update
-    source = calibration or statistics
+            del block, stats, held, on_targets, update
     return CompressionReport(
         spec=spec,
         propagate=None if not spec.calibrated else ("original" if statistics is not None else propagate),
         layers=tuple(reports),
-        n_tokens=float(source.n_tokens) if source is not None else None,
-        calibration=(calibration.fingerprint,) if calibration else (statistics.calibration if statistics else ()),
+        n_tokens=float(sum(each.n_tokens for each in (*sets, *gathered))) if sets or gathered else None,
+        calibration=(calibration.fingerprint,) if calibration else sum((each.calibration for each in gathered), ()),
         calibration_set=_facts(calibration) if calibration is not None else None,
         model=lm.name,
         model_before=before,

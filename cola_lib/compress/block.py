@@ -32,6 +32,8 @@ class LayerReport:
     bits: int | None
     seconds: float
     target_error: Mapping[str, float] = field(default_factory=dict)
+    damp: float | None = None
+    held_out_ratio: float | None = None
 
 
 @dataclass
@@ -94,7 +96,14 @@ def _measures(
 
 
 def _report(
-    layer: str, shape: torch.Size, found: Mapping[str, float], targets: Iterable[str], spec: Spec, seconds: float
+    layer: str,
+    shape: torch.Size,
+    found: Mapping[str, float],
+    targets: Iterable[str],
+    spec: Spec,
+    seconds: float,
+    damp: float | None,
+    held_out_ratio: float | None,
 ) -> LayerReport:
     def error(name: str) -> float | None:
         energy = found.get(f"energy {name}", 0.0)
@@ -111,6 +120,8 @@ def _report(
         bits=spec.bits if isinstance(spec, QuantSpec) else None,
         seconds=seconds,
         target_error={name: value for name, value in on_targets.items() if value is not None},
+        damp=damp,
+        held_out_ratio=held_out_ratio,
     )
 
 
@@ -125,6 +136,7 @@ def compress_block(
     config: PretrainedConfig,
     targets: Mapping[str, Mapping[str, InputStatistics]] | None = None,
     *,
+    held_out: Mapping[str, InputStatistics] | None = None,
     layer_errors: bool = True,
     keep_codes: bool = False,
 ) -> BlockUpdate:
@@ -136,6 +148,10 @@ def compress_block(
         stats = statistics[group.name] if statistics is not None else None
         on_targets = {target: each[group.name] for target, each in (targets or {}).items()}
         layers = [f"{name}.{layer}" for layer in group.layers]
+        parts = None
+        if stats is not None and held_out is not None:
+            parts = (stats, held_out[group.name])
+            stats = parts[0] + parts[1]
         for given in (stats, *on_targets.values()):
             if given is not None:
                 given.check(layers[0])
@@ -145,8 +161,8 @@ def compress_block(
             if not sound:
                 raise NumericsError(layer, "its weight holds NaN or infinity; the checkpoint is damaged")
         began = time.perf_counter()
-        problem = Problem(weights, layers, stats, group, config)
-        solved, scale, rounded = spec.solve(problem)
+        problem = Problem(weights, layers, stats, group, config, parts)
+        solved, scale, rounded, damp, ratios = spec.solve(problem)
         own = stats if layer_errors else None
         measures = [
             _measures(layer, W, new, scale, own, on_targets)
@@ -155,9 +171,10 @@ def compress_block(
         # Here the host waits for the solution and its measures, so only now is it known how long they took.
         numbers = torch.stack([torch.stack([t.double() for t in measured.values()]) for measured in measures]).tolist()
         seconds = (time.perf_counter() - began) / len(layers)
-        for layer, W, measured, values in zip(layers, weights, measures, numbers, strict=True):
+        judged = ratios or [None] * len(layers)
+        for layer, W, measured, values, ratio in zip(layers, weights, measures, numbers, judged, strict=True):
             found = dict(zip(measured, values, strict=True))
-            update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds))
+            update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds, damp, ratio))
         for short, W, new in zip(group.layers, weights, solved, strict=True):
             if new is not W:
                 update.values[f"{short}.weight"] = new

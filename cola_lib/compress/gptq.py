@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cola_lib.compress.grid import Grid, fit_grid, grid_of, in_groups
 from cola_lib.compress.quantized import OnGrid
+from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import METHODS, SILENT, SINCE, Problem, QuantSpec, Solution, positive
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
-from cola_lib.statistics import InputStatistics
+from cola_lib.registry import revisions
+from cola_lib.statistics import InputStatistics, gram_matrix
 
 
 @METHODS.register
@@ -33,8 +35,9 @@ class GPTQ(QuantSpec):
         Bits, 2 to 8, of each activation; ``None`` leaves activations as they are.
     act_strategy : {"token", "tensor"}
         What shares a range of activations.
-    damp : float
-        Share of the mean diagonal that is added to the Hessian's diagonal.
+    damp : float or "auto"
+        Share of the mean diagonal that is added to the Hessian's diagonal. ``"auto"`` chooses it for each input, on
+        held-out rows: see :func:`choose_damp`.
     act_order : bool
         Quantize columns by falling Hessian diagonal.
     static_groups : bool
@@ -60,7 +63,7 @@ class GPTQ(QuantSpec):
 
     method: ClassVar[str] = "gptq"
 
-    damp: float = 0.01
+    damp: float | Literal["auto"] = 0.01
     act_order: bool = False
     static_groups: bool = False
     block_size: int = field(default=128, metadata=SILENT)
@@ -68,19 +71,35 @@ class GPTQ(QuantSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("damp", self.damp)
+        if not isinstance(self.damp, str):
+            positive("damp", self.damp)
         positive("block_size", self.block_size)
 
     @property
     def label(self) -> str:
         """Short name for tables and figures, for example ``"gptq 3-bit act-order"``."""
-        return super().label + (" act-order" if self.act_order else "")
+        return super().label + " act-order" * self.act_order + " auto-damp" * self.chooses_damp
+
+    @property
+    def chooses_damp(self) -> bool:
+        """Whether the damping is chosen on held-out rows."""
+        return self.damp == "auto"
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for a fingerprint."""
+        key = super().key()
+        return key | {"revisions": key["revisions"] | revisions("auto_damp")} if self.chooses_damp else key
 
     def solve(self, problem: Problem) -> Solution:
         """Round the layers in one sweep over the columns of their common input: rows do not depend on each other."""
-        zeros = zeros_to_keep(problem.weights, self)
-        stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, self, problem.layers[0], zeros)
-        return Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
+        spec, ratios = self, None
+        if problem.parts is not None:
+            damp, ratios = choose_damp(problem.weights, *problem.parts, self, problem.layers[0])
+            spec = replace(self, damp=damp)
+        zeros = zeros_to_keep(problem.weights, spec)
+        stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
+        solution = Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
+        return solution._replace(damp=spec.damp, held_out_ratios=ratios)
 
 
 def _largest_divisor(n: int, at_most: int) -> int:
@@ -97,6 +116,9 @@ def _blocks(group_size: int, d_in: int, block_size: int) -> tuple[int, int]:
         block = _largest_divisor(group_size, block_size)
     return block, _largest_divisor(group_size, min(SUB_BLOCK, block))
 
+
+DAMPS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Dampings that ``damp="auto"`` tries: shares of the mean diagonal, closest where the least error tends to lie."""
 
 SPARSE = 0.05
 """Share of zeros from which a layer counts as pruned, as in llm-compressor's GPTQ."""
@@ -240,3 +262,149 @@ def gptq_on_grid(
     grid = Grid(*(torch.cat(parts).T.contiguous() for parts in zip(*grids, strict=True)))  # (d_out, n_groups)
     scattered = spec.act_order and not spec.static_groups and group_size < d_in
     return OnGrid(V[place].T.contiguous(), grid, place // group_size if scattered else None)
+
+
+def held_out_ratio(
+    W: Tensor, stats: InputStatistics, held_out: InputStatistics, spec: GPTQ, layer: str = "layer"
+) -> float:
+    """Compare GPTQ with rounding to nearest, by the output error on inputs that GPTQ has not seen.
+
+    Parameters
+    ----------
+    W : Tensor of shape (d_out, d_in)
+        Weight of a linear layer.
+    stats : InputStatistics
+        Statistics that GPTQ solves with.
+    held_out : InputStatistics
+        Statistics of other inputs.
+    spec : GPTQ
+        As for :func:`gptq`, with a number for ``damp``.
+    layer : str
+        Name for error messages.
+
+    Returns
+    -------
+    float
+        J(GPTQ) / J(RTN), where J = tr(ΔW·G·ΔWᵀ) and G is the held-out Gram matrix. Above 1, GPTQ has fitted its
+        rounding to the calibration text and loses to rounding without any. 1 where neither makes an error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import held_out_ratio, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> parts = InputStatistics.empty(8), InputStatistics.empty(8)
+    >>> inputs = torch.randn(132, 8, generator=torch.Generator().manual_seed(0))
+    >>> parts[0].update(inputs[:3])  # fewer tokens than channels
+    >>> parts[1].update(inputs[3:])
+    >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    >>> weak, strong = (method_spec("gptq", bits=3, group_size=8, damp=damp) for damp in (0.001, 1.0))
+    >>> held_out_ratio(W, *parts, weak) > 1 > held_out_ratio(W, *parts, strong)
+    True
+    """
+    return held_out_ratios([W], stats, [held_out], spec, layer)[0][0]
+
+
+def held_out_ratios(
+    weights: Sequence[Tensor],
+    stats: InputStatistics,
+    held_out: Sequence[InputStatistics],
+    spec: GPTQ,
+    layer: str = "layers",
+) -> list[list[float]]:
+    """Held-out ratio of layers that read one input, on several held-out sets, from one sweep.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of the layers.
+    stats, spec, layer
+        As for :func:`held_out_ratio`.
+    held_out : sequence of InputStatistics
+        Statistics of each held-out set.
+
+    Returns
+    -------
+    list of list of float
+        For each held-out set, the ratio of each layer.
+    """
+    W, sizes = torch.cat(list(weights)), [len(each) for each in weights]
+    rounded = gptq_on_grid(W, stats, spec, layer, zeros_to_keep(weights, spec)).values, rtn_on_grid(W, spec).values
+    deltas = [[gram_matrix(delta) for delta in (new - W).split(sizes)] for new in rounded]
+    found = []
+    for each in held_out:
+        lost, plain = (torch.stack([each.energy_under(delta) for delta in of_method]) for of_method in deltas)
+        found.append(torch.where(lost == plain, 1.0, lost / plain).tolist())
+    return found
+
+
+class DampChoice(NamedTuple):
+    """A damping, and how GPTQ fares with it on held-out rows.
+
+    Attributes
+    ----------
+    damp : float
+        Share of the mean diagonal.
+    ratios : list of float
+        :func:`held_out_ratio` of each layer.
+
+    Examples
+    --------
+    >>> from cola_lib.compress.gptq import DampChoice
+    >>> DampChoice(0.1, [0.8, 1.1]).damp
+    0.1
+    """
+
+    damp: float
+    ratios: list[float]
+
+
+def choose_damp(
+    weights: Sequence[Tensor],
+    stats: InputStatistics,
+    held_out: InputStatistics,
+    spec: GPTQ,
+    layer: str = "layers",
+    damps: Sequence[float] = DAMPS,
+) -> DampChoice:
+    """Choose the damping with which GPTQ makes the least error on held-out inputs.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor of shape (d_out_i, d_in)
+        Weights of layers that read one input. They share the Hessian, and so the damping.
+    stats : InputStatistics
+        Statistics that GPTQ solves with.
+    held_out : InputStatistics
+        Statistics of other inputs, which decide.
+    spec : GPTQ
+        As for :func:`gptq`. Its own ``damp``, if it is a number, is the only one tried.
+    layer : str
+        Name for error messages.
+    damps : sequence of float
+        Dampings to try when ``damp`` is ``"auto"``.
+
+    Returns
+    -------
+    DampChoice
+        With the least mean ratio over the layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.compress import choose_damp, method_spec
+    >>> from cola_lib.statistics import InputStatistics
+    >>> parts = InputStatistics.empty(8), InputStatistics.empty(8)
+    >>> inputs = torch.randn(132, 8, generator=torch.Generator().manual_seed(0))
+    >>> parts[0].update(inputs[:3])  # fewer tokens than channels
+    >>> parts[1].update(inputs[3:])
+    >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    >>> choose_damp([W], *parts, method_spec("gptq", bits=3, group_size=8, damp="auto")).damp
+    1.0
+    """
+    tried = []
+    for damp in damps if isinstance(spec.damp, str) else [spec.damp]:
+        (ratios,) = held_out_ratios(weights, stats, [held_out], replace(spec, damp=damp), layer)
+        stats.forget_factors()  # of a wide layer, each is most of a gigabyte
+        tried.append(DampChoice(damp, ratios))
+    return min(tried, key=lambda choice: sum(choice.ratios))

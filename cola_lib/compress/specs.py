@@ -50,6 +50,8 @@ class Problem:
         Their row in the architecture table.
     config : PretrainedConfig
         The model's.
+    parts : (InputStatistics, InputStatistics), optional
+        The two parts of ``stats``: of the rows to solve with, and of those held out to judge the solution.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class Problem:
     stats: InputStatistics | None
     group: InputGroup
     config: PretrainedConfig
+    parts: tuple[InputStatistics, InputStatistics] | None = None
 
     @property
     def statistics(self) -> InputStatistics:
@@ -88,6 +91,10 @@ class Solution(NamedTuple):
         What the input has to be divided by.
     rounded : list of OnGrid, or None
         The new weights with their grids, from quantizers.
+    damp : float or None
+        Damping that was used.
+    held_out_ratios : list of float, or None
+        Error of each layer on held-out rows, over that of rounding to nearest.
 
     Examples
     --------
@@ -101,6 +108,8 @@ class Solution(NamedTuple):
     weights: list[Tensor]
     scale: Tensor | None = None
     rounded: list[OnGrid] | None = None
+    damp: float | None = None
+    held_out_ratios: list[float] | None = None
 
     @classmethod
     def on_grid(cls, rounded: list[OnGrid], scale: Tensor | None = None) -> Solution:
@@ -293,6 +302,11 @@ class QuantSpec(Spec):
             raise UnknownNameError("act_strategy", self.act_strategy, ACT_STRATEGIES)
 
     @property
+    def chooses_damp(self) -> bool:
+        """Whether the method chooses its damping on held-out rows."""
+        return False
+
+    @property
     def fixed_range(self) -> bool:
         """Whether activations are rounded within the range seen in calibration."""
         return self.act_bits is not None and self.act_strategy == "tensor"
@@ -312,7 +326,7 @@ class QuantSpec(Spec):
         key = super().key()
         if self.act_bits is None:  # such specifications keep the keys from before activations could be rounded
             return {name: value for name, value in key.items() if name not in ("act_bits", "act_strategy")}
-        return key | {"revisions": revisions(self.method, "input_rounding")}
+        return key | {"revisions": key["revisions"] | revisions("input_rounding")}
 
     @property
     def settled_group_size(self) -> int:

@@ -77,6 +77,18 @@ class Target:
         """The texts as a pool whose sources are the capabilities: it keeps what is measured on them."""
         return Pool(self.texts)
 
+    def towards(self, capability: str) -> Target:
+        """Target one of the capabilities with the same texts, and with all that is measured on them.
+
+        Parameters
+        ----------
+        capability : str
+            As in :func:`deployment`.
+        """
+        found = deployment(self.texts, capability)
+        vars(found)["pool"] = self.pool
+        return found
+
 
 def deployment(
     texts: Mapping[str, Sequence[Sample]], capability: str | None = None, *, off_target: float = OFF_TARGET

@@ -2,6 +2,7 @@
 
 from cola_lib.data import TARGETS
 from cola_lib.experiments.cells import CellKey, CellResult, cell_key, current_versions
+from cola_lib.experiments.damping import run_damping
 from cola_lib.experiments.engines import SweepResult, Worker, look_at_sweep, run_sweep
 from cola_lib.experiments.experiment import RANDOM_TOKENS, Experiment, as_spec, as_strategy
 from cola_lib.experiments.outside import OutsideRecipe, run_outside
@@ -35,6 +36,7 @@ __all__ = [
     "look_at_sweep",
     "read_scores",
     "read_sweep",
+    "run_damping",
     "run_grid",
     "run_outside",
     "run_sweep",

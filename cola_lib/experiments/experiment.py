@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
+
 from cola_lib.calibration import CalibrationSet, Layout, calibration_set, random_tokens_set
 from cola_lib.compress import Spec, method_spec
-from cola_lib.curation import GENERAL, TARGET_SAMPLES, Pool, Strategy, Target, load_target, strategy
+from cola_lib.curation import (
+    GENERAL,
+    TARGET_SAMPLES,
+    Coverage,
+    Pool,
+    Strategy,
+    Target,
+    cover,
+    load_target,
+    strategy,
+)
+from cola_lib.curation.cola import N_SOURCES
 from cola_lib.errors import SpecError
 from cola_lib.evaluate import CAPABILITIES, Balance, Choices, Suite, capability_suite, source_suite
-from cola_lib.experiments.cells import Label
+from cola_lib.experiments.cells import CellKey, CellResult, Label, current_versions
 from cola_lib.experiments.features import run_activations
 from cola_lib.experiments.outside import OutsideRecipe, run_outside
-from cola_lib.experiments.runner import GridResult, Tuning, list_cells, run_grid
-from cola_lib.experiments.selection import Selection, select, selection_key
+from cola_lib.experiments.runner import GridResult, Tuning, device_name, list_cells, run_grid
+from cola_lib.experiments.selection import Selection, select, selection_key, target_names
 from cola_lib.experiments.store import ResultStore
 from cola_lib.experiments.workspace import Workspace
 from cola_lib.models import LanguageModel, load_model
-from cola_lib.registry import load_plugins
+from cola_lib.registry import load_plugins, revisions
 from cola_lib.statistics import Propagate
 
 RANDOM_TOKENS = "random tokens"
@@ -29,7 +44,24 @@ RANDOM_TOKENS = "random tokens"
 
 
 class LabelledSet(NamedTuple):
-    """A calibration set that is built when its turn comes."""
+    """A calibration set that is built when its turn comes.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the set.
+    labels : mapping of str to str, int, float, bool or None
+        What a reader calls it.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.experiments.experiment import LabelledSet
+    >>> from cola_lib.models import byte_tokenizer
+    >>> noise = LabelledSet(lambda: random_tokens_set(byte_tokenizer(), 4, 16), {"source": "noise", "draw": 0})
+    >>> noise.build().n_samples
+    4
+    """
 
     build: Callable[[], CalibrationSet]
     labels: Mapping[str, Label]
@@ -75,7 +107,7 @@ class Experiment:
         Instead of capabilities: for each name, the source whose evaluation half is scored under it, see
         :func:`~cola_lib.evaluate.source_suite`.
     spot_check : bool
-        Compute one stored cell of every grid again, and compare.
+        Compute one stored cell of the first grid again that has some, and compare a third of its items.
     overlap : {"drop", "raise", "allow"}
         What is done with samples of a dataset of your own that repeat evaluation items. They are left out and counted
         in a warning, since any large corpus of the web has some.
@@ -138,6 +170,11 @@ class Experiment:
             balance=self.balance,
             choices=self.choices,
         )
+
+    @cached_property
+    def results(self) -> ResultStore:
+        """The store, whose packed files are read once."""
+        return ResultStore(self.store, packed=self.packed)
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -207,7 +244,7 @@ class Experiment:
             Of every calibration set.
         """
         other = replace(self, n_samples=n_samples, seq_len=seq_len)
-        vars(other).update(lm=self.lm, suite=self.suite, workspace=self.workspace)
+        vars(other).update(lm=self.lm, suite=self.suite, results=self.results, workspace=self.workspace)
         return other
 
     def run(
@@ -226,7 +263,7 @@ class Experiment:
         ----------
         sources : sequence
             Each as for :meth:`calibration`.
-        methods : sequence of Spec or mapping
+        methods : sequence of PruneSpec, QuantSpec or mapping
             A mapping such as ``{"method": "gptq", "bits": 3}`` is made a specification.
         draws : int or sequence of int
             How many disjoint draws to take of each source, or which of ``n_draws``.
@@ -324,22 +361,24 @@ class Experiment:
         -------
         GridResult
         """
-        return run_grid(
+        grid = run_grid(
             self.lm,
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             propagate=propagate,
             labels=[each.labels for each in sets],
             dense=dense,
             targets=self.target_sets(n_draws),
             workspace=self.workspace,
-            spot_check=self.spot_check,
+            spot_check=self.spot_check and not self.workspace.checked,
             tune=tune,
             eval_dtype=self.eval_dtype,
             progress=progress,
         )
+        self.workspace.checked |= bool(grid.checks)
+        return grid
 
     def list_sets(
         self,
@@ -362,7 +401,7 @@ class Experiment:
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             propagate=propagate,
             labels=[each.labels for each in sets],
             dense=dense,
@@ -406,9 +445,10 @@ class Experiment:
             "n_draws": n_draws + 1,
             "limit": self.target_texts,
         }
-        return self.workspace.remember(
-            ("target", name, *options.items()), lambda: load_target(name, sources=self.targets, **options)
-        )
+        key = ("target", name, *options.items())
+        if name in capabilities:
+            return self.workspace.remember(key, lambda: self.target(GENERAL, n_draws).towards(name))
+        return self.workspace.remember(key, lambda: load_target(name, sources=self.targets, **options))
 
     def select(
         self,
@@ -441,7 +481,7 @@ class Experiment:
             self.lm,
             chooser,
             self.pool(pool, draw, n_draws, limit=limit),
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             seq_len=self.seq_len,
             n_samples=(n_samples or self.n_samples) if n_tokens is None else None,
             n_tokens=n_tokens,
@@ -449,6 +489,88 @@ class Experiment:
             seed=draw,
             draw=draw,
         )
+
+    def coverage(
+        self,
+        pool: Sequence[str],
+        target: str = GENERAL,
+        *,
+        draw: int = 0,
+        n_draws: int = 1,
+        limit: int | None = None,
+        n_sources: int = N_SOURCES,
+    ) -> Coverage:
+        """Run COLA's first stage, or read what it gave: see :func:`~cola_lib.curation.cover`.
+
+        Parameters
+        ----------
+        pool, draw, n_draws, limit
+            As in :meth:`pool`.
+        target : str
+            As in :meth:`target`.
+        n_sources : int
+            Most sources that it keeps.
+        """
+        samples, aim = self.pool(pool, draw, n_draws, limit=limit), self.target(target, n_draws)
+
+        def covered() -> pd.DataFrame:
+            found = cover(samples, self.lm, aim, seq_len=self.seq_len, n_sources=n_sources)
+            gains = dict(zip(found.chosen, found.gains, strict=True))
+            places = {source: place for place, source in enumerate(found.chosen, start=1)}
+            sources = found.table["source"]
+            return found.table.assign(
+                place=sources.map(places).fillna(0).astype(int), gain=sources.map(gains).fillna(0.0)
+            )
+
+        table = self.table(
+            "coverage",
+            covered,
+            rests_on=("curate", "split", "tokenize"),
+            pool=samples.fingerprint,
+            target=target_names(aim),
+            seq_len=self.seq_len,
+            n_sources=n_sources,
+        )
+        chosen = table[table["place"] > 0].drop_duplicates("source").sort_values("place")
+        bare = table.drop(columns=["place", "gain"])
+        return Coverage(bare, tuple(chosen["source"]), tuple(map(float, chosen["gain"])))
+
+    def table(
+        self, name: str, make: Callable[[], pd.DataFrame], *, rests_on: Sequence[str] = (), **facts: Any
+    ) -> pd.DataFrame:
+        """Read a table that a figure needs, or make it and keep it in the store like a cell.
+
+        Parameters
+        ----------
+        name : str
+            What it holds.
+        make : callable
+            Makes the table from this experiment's model: columns of texts, numbers, or tuples of numbers.
+        rests_on : sequence of str
+            Algorithms of :data:`cola_lib.registry.REVISIONS` that shape it.
+        **facts
+            Everything else that decides it, as plain data.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As made. Once it was packed, its fractions have the digits of float32.
+        """
+        key = CellKey(self.lm.fingerprint, name, dict(facts), None, None, revisions(*rests_on))
+
+        def made() -> CellResult:
+            began = time.perf_counter()
+            return CellResult(
+                key,
+                make(),
+                {},
+                device=device_name(self.lm.device),
+                seconds=time.perf_counter() - began,
+                versions=current_versions(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+
+        return self.results.cached(key, made)[0].scores
 
     def has_chosen(
         self,
@@ -477,7 +599,7 @@ class Experiment:
             self.target(target, n_draws) if target is not None else None,
             draw,
         )
-        return key in ResultStore(self.store, packed=self.packed)
+        return key in self.results
 
     def run_strategies(
         self,
@@ -567,7 +689,7 @@ class Experiment:
             [each.build for each in sets],
             [as_spec(method) for method in methods],
             None,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             labels=[each.labels for each in sets],
             dense=False,
             targets=judges,
@@ -609,7 +731,7 @@ class Experiment:
             [each.build for each in sets],
             recipe,
             self.suite,
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             python=python,
             labels=[each.labels for each in sets],
             workspace=self.workspace,
@@ -671,7 +793,7 @@ class Experiment:
             self.lm,
             [partial(self.calibration, n_draws=divided, **condition) for condition in conditions],
             self.target_sets(divided),
-            ResultStore(self.store, packed=self.packed),
+            self.results,
             labels=[_labels(condition) for condition in conditions],
             workspace=self.workspace,
         )
@@ -735,7 +857,7 @@ def as_spec(method: Spec | Mapping[str, Any]) -> Spec:
 
     Parameters
     ----------
-    method : Spec or mapping
+    method : PruneSpec, QuantSpec or mapping
         A mapping needs a ``method``; the rest are its options.
 
     Returns

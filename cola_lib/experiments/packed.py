@@ -66,6 +66,9 @@ class PackedCells(Mapping[str, CellResult]):
             raise ValueError(f"the checksum of cell {name} does not match")
         return result_from_plain(cell)
 
+    def __contains__(self, name: object) -> bool:  # a mapping's own would decode the cell
+        return name in self._row
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._row)
 

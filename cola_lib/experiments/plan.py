@@ -30,7 +30,17 @@ PER_WORKER, PER_SET, PER_CELL = "worker", "set", "cell"
 
 @dataclass(frozen=True)
 class InputShape:
-    """An input of a block, and the layers that read it."""
+    """An input of a block, and the layers that read it.
+
+    Parameters
+    ----------
+    name : str
+        Of the input group.
+    d_in : int
+        Its width.
+    d_outs : tuple of int
+        Outputs of each layer.
+    """
 
     name: str
     d_in: int
@@ -395,10 +405,34 @@ def compression_memory(
     seq_len: int,
     *,
     layer_errors: bool = True,
+    hold_out: bool = False,
     streamed: bool = False,
     batch_size: int = 8,
 ) -> dict[str, int]:
     """Bytes that compressing one model takes on the device that computes, at the moment at which it takes the most.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        Of the model.
+    spec : Spec
+        The method.
+    n_samples, seq_len : int
+        Of the calibration set.
+    layer_errors : bool
+        Whether the layers' output errors are reported.
+    hold_out : bool
+        Whether GPTQ is judged on held-out rows, whose statistics are kept apart.
+    streamed : bool
+        One block on the device at a time; embeddings and the states between blocks wait in main memory.
+    batch_size : int
+        Rows that run at a time.
+
+    Returns
+    -------
+    dict of str to int
+        By what it is. What PyTorch and the allocator take on top is not in it. The originals of compressed blocks are
+        not kept.
 
     Notes
     -----
@@ -416,6 +450,8 @@ def compression_memory(
         always["statistics of a block"] = (
             FLOAT32 * sum(each.d_in * (each.d_in + 2) for each in shape.inputs) if gram else 0
         )
+        if hold_out and spec.method == "gptq":  # both parts of the rows, and their sum for the input at hand
+            always["statistics of a block"] = 2 * always["statistics of a block"] + FLOAT32 * widest**2
     tokens = min(batch_size, n_samples) * seq_len
     # a token's states in the block's widest place: as they are, in float32, squared; and what the layers make of them
     walking = {"a batch in the block": tokens * widest * (number + 3 * FLOAT32) + tokens * 4 * shape.d_model * number}

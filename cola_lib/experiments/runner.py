@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cola_lib.calibration import CalibrationSet
-from cola_lib.compress import CompressionReport, PruneSpec, Spec, compress, restored, settle
+from cola_lib.compress import CompressionReport, PruneSpec, QuantSpec, Spec, compress, restored, settle
 from cola_lib.errors import EvidenceError, SpecError, UnknownNameError
 from cola_lib.evaluate import Suite, evaluate
 from cola_lib.experiments.cells import CellKey, CellResult, Label, cell_key, current_versions
@@ -25,7 +28,7 @@ from cola_lib.experiments.workspace import Workspace
 from cola_lib.finetune import TuneSpec, finetune
 from cola_lib.models import LanguageModel, resolve_dtype
 from cola_lib.registry import revisions
-from cola_lib.statistics import PROPAGATE, Propagate
+from cola_lib.statistics import PROPAGATE, LayerStatistics, Propagate, collect_statistics
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +64,32 @@ TOLERANCE = 0.02
 The same machine gives the same numbers. Another one sums in another order, and a rounding that falls the other way
 early in a sweep moves what comes after it."""
 
+CHECKED_SHARE = 1 / 3
+"""Share of each capability's items on which a stored cell is computed again."""
+
 
 @dataclass(frozen=True)
 class SpotCheck:
-    """A stored cell that was computed again."""
+    """A stored cell that was computed again.
+
+    Parameters
+    ----------
+    cell : str
+        Fingerprint.
+    description : str
+        Method, source and draw.
+    largest : float
+        Largest difference of a capability's bits per byte, as a share of the stored value. A random third of its items
+        is scored again.
+
+    Examples
+    --------
+    >>> from cola_lib.experiments import TOLERANCE
+    >>> from cola_lib.experiments.runner import SpotCheck
+    >>> check = SpotCheck("002f198e4ef079897ad1", "gptq 3-bit on c4, draw 1", largest=0.0001)
+    >>> check.largest < TOLERANCE
+    True
+    """
 
     cell: str
     description: str
@@ -73,7 +98,41 @@ class SpotCheck:
 
 @dataclass(frozen=True)
 class GridResult:
-    """The cells of a grid."""
+    """The cells of a grid.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        One row per cell and item: ``cell``, :data:`CELL_COLUMNS`, :data:`SET_COLUMNS`, own labels, and the
+        columns of :func:`cola_lib.evaluate.evaluate`. A cell that reads no calibration data occurs once, with its
+        set's labels missing.
+    layers : pandas.DataFrame
+        One row per cell and compressed layer, with the same labels.
+    n_read, n_computed : int
+        Cells that were in the store, and cells computed now.
+    device : str
+        Where the computed ones were computed.
+    seconds : float
+        Wall time of the whole call.
+    checks : tuple of SpotCheck
+        Stored cells that were computed again, and agreed.
+    cells : mapping of str to mapping
+        The labels of each cell, by the name that it has in the store.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> grid = run_grid(lm, [rows], [method_spec("wanda", sparsity=0.5)], suite, ResultStore("results"), progress=False)
+    >>> grid.n_computed, grid.n_read, len(grid.layers)
+    (2, 0, 14)
+    """
 
     frame: pd.DataFrame
     layers: pd.DataFrame
@@ -160,7 +219,78 @@ def run_grid(
     eval_dtype: str | None = None,
     progress: bool = True,
 ) -> GridResult:
-    """Evaluate every method under every calibration set."""
+    """Evaluate every method under every calibration set.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Compressed and restored once per cell; at the end, and after an error, it is as it was.
+    calibration_sets : sequence of CalibrationSet or callable
+        A callable builds its set when its turn comes, so that a long grid holds one set at a time. Every set
+        is built, also where all its cells are stored: its fingerprint is that of its tokens.
+    specs : sequence of PruneSpec or QuantSpec
+        Methods. One that reads no calibration data is one cell, whatever the number of sets.
+    suite : Suite or None
+        What is measured. Without one the model is compressed and not run: ``frame`` is empty, and ``layers`` has the
+        errors on the calibration data and on the targets.
+    store : ResultStore
+        Read first; every computed cell is put there at once.
+    propagate : {"original", "compressed"}
+        ``"original"``: one walk per calibration set serves all methods. ``"compressed"``: one walk per cell.
+    labels : sequence of mapping, optional
+        For each calibration set, its own labels, for example ``{"source": "c4", "draw": 2}``; they come before those
+        that the set has by itself (:data:`SET_COLUMNS`).
+    dense : bool
+        Whether the untouched model is a cell too.
+    targets : mapping of str to CalibrationSet, optional
+        Inputs on which every layer's output error is measured as well, in the model's own statistics of them: columns
+        ``error_on_...`` of ``layers``. Part of a cell's name, since they are part of what it holds.
+    workspace : Workspace, optional
+        Give the same one to several grids on one model: what they share is computed once.
+    spot_check : bool
+        Compute one of the cells that were read again, and compare a random third of its items. It is drawn from the
+        half that reads the fewest tokens.
+    tune : Tuning, optional
+        Train every compressed model further before it is evaluated; part of a cell's name, and of its label. The
+        dense model stays as it is.
+    eval_dtype : str, optional
+        Data type of the evaluation, such as ``"bfloat16"``; part of a cell's name. Default: the model's own.
+    progress : bool
+        Show a bar over cells, in a notebook or a terminal.
+
+    Returns
+    -------
+    GridResult
+
+    Raises
+    ------
+    SpecError
+        If a method does not fit the model, or the labels do not fit the sets; or if there is no suite and something
+        was asked for that needs one.
+    NumericsError
+        If a method fails on a set; the cells before it are kept. The note on the error names the cell.
+    StoreError
+        If the store cannot be read or written; found out before anything is computed.
+    EvidenceError
+        If the cell that is computed again differs from what is stored by more than :data:`TOLERANCE`.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.compress import method_spec
+    >>> from cola_lib.evaluate import EvalItem, Suite
+    >>> from cola_lib.experiments import ResultStore, run_grid
+    >>> from cola_lib.models import tiny_model
+    >>> lm = tiny_model()
+    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
+    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
+    >>> specs = [method_spec("wanda", sparsity=0.5), method_spec("gptq", bits=3, group_size=16)]
+    >>> for _ in range(2):
+    ...     grid = run_grid(lm, [rows], specs, suite, ResultStore("results"), progress=False)
+    ...     print(grid.n_computed, grid.n_read)
+    3 0
+    0 3
+    """
     began = time.perf_counter()
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
@@ -172,7 +302,7 @@ def run_grid(
     n_tuned = sum(spec.calibrated for spec in specs)
     total = dense + len(specs) - n_tuned + n_tuned * len(sets)
     found: list[tuple[_Cell, CellResult]] = []
-    stored: list[tuple[_Cell, CellResult, LazySet | None]] = []
+    stored: list[_Stored] = []
     with tqdm(total=total, unit="cell", desc="grid", disable=not progress) as bar:
         for cells, calibration, build in _asked(grid, sets, specs, dense):
             for cell, result, read in grid.run(cells, calibration):
@@ -180,7 +310,7 @@ def run_grid(
                 stored += [(cell, result, build)] * read
                 bar.set_postfix_str(grid.describe(cell), refresh=False)
                 bar.update()
-    checks = (grid.check(*random.SystemRandom().choice(stored)),) if spot_check and stored else ()
+    checks = (grid.check(*random.SystemRandom().choice(_cheaper_half(stored))),) if spot_check and stored else ()
     return GridResult(
         frame=stack(result.frame(cell.labels) for cell, result in found),
         layers=stack(result.layer_frame(cell.labels) for cell, result in found),
@@ -191,6 +321,19 @@ def run_grid(
         checks=checks,
         cells={cell.key.fingerprint: cell.labels for cell, _ in found},
     )
+
+
+_Stored = tuple[_Cell, CellResult, LazySet | None]
+
+
+def _cheaper_half(stored: list[_Stored]) -> list[_Stored]:
+    """Keep the cells that read no more tokens than the median: a check must not cost more than the page around it."""
+
+    def n_tokens(each: _Stored) -> int:
+        return int(each[0].labels["calibration_tokens"] or 0)
+
+    most = sorted(map(n_tokens, stored))[(len(stored) - 1) // 2]
+    return [each for each in stored if n_tokens(each) <= most]
 
 
 def _asked(
@@ -218,7 +361,18 @@ def list_cells(
     targets: Mapping[str, CalibrationSet] | None = None,
     eval_dtype: str | None = None,
 ) -> dict[str, bool]:
-    """Name the cells that :func:`run_grid` would read or compute, and compute none."""
+    """Name the cells that :func:`run_grid` would read or compute, and compute none.
+
+    Parameters
+    ----------
+    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets, eval_dtype
+        As in :func:`run_grid`.
+
+    Returns
+    -------
+    dict of str to bool
+        Whether each cell is in the store, by its name there.
+    """
     grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None, eval_dtype)
     asked = _asked(grid, _labelled(calibration_sets, labels), [settle(lm, spec) for spec in specs], dense)
     return {cell.key.fingerprint: cell.key in store for cells, *_ in asked for cell in cells}
@@ -293,21 +447,20 @@ class _Grid:
     ) -> Iterator[tuple[_Cell, CellResult, bool]]:
         """Yield the cells of one calibration set, and whether each was stored; walk only if one is missing."""
         for cell in cells:
-            result = self._store.get(cell.key)
-            stored = result is not None
-            if result is None:
-                if not self.n_computed:
-                    self._store.check_writable()
-                result = self._compute(cell, calibration)
-                self._store.put(result)
-                self.n_computed += 1
+            result, stored = self._store.cached(cell.key, partial(self._compute, cell, calibration))
+            self.n_computed += not stored
             yield cell, result, stored
 
     def check(self, cell: _Cell, result: CellResult, build: LazySet | None) -> SpotCheck:
-        """Compute a stored cell again, and compare."""
+        """Compress as for a stored cell, score some of its items again, and compare."""
+        if self._suite is None:
+            raise SpecError("a cell without scores cannot be checked")
+        some = _some_items(self._suite)
         calibration = build() if callable(build) else build
-        again = self._compute(cell, calibration)
-        pooled = [_bits_per_byte(each.scores) for each in (result, again)]
+        with self._compressed(cell, calibration, *self._statistics(cell, calibration), {}):
+            again = evaluate(self._lm, some, dtype=self._dtype, progress=False)
+        before = result.scores[result.scores["item"].isin(again["item"])]
+        pooled = [_bits_per_byte(each) for each in (before, again)]
         largest = float(((pooled[1] - pooled[0]) / pooled[0]).abs().max())
         what = self.describe(cell)
         if not largest <= TOLERANCE:
@@ -322,37 +475,17 @@ class _Grid:
     def _compute(self, cell: _Cell, calibration: CalibrationSet | None) -> CellResult:
         """Compress, evaluate, restore."""
         log.info("computing cell %s: %s", cell.key.fingerprint, self.describe(cell))
-        report: CompressionReport | None = None
         # All of these read the untouched model, so they come before anything is compressed.
         reference = self._workspace.reference(self._lm, self._suite, self._dtype) if self._suite else None
         targets = {}
         if cell.spec is not None:
             targets = {name: self._workspace.target(self._lm, each) for name, each in self._targets.items()}
-        statistics = None
-        if calibration is not None and self._propagate == "original":
-            statistics = self._workspace.statistics(self._lm, calibration)
+        statistics, held_out = self._statistics(cell, calibration)
         began = time.perf_counter()
-        with restored(self._lm):
-            try:
-                if cell.spec is not None:
-                    report = compress(
-                        self._lm,
-                        cell.spec,
-                        calibration if statistics is None else None,
-                        statistics=statistics,
-                        propagate=self._propagate,
-                        targets=targets,
-                        progress=False,
-                    )
-                    if self._tune is not None:
-                        pruned = isinstance(cell.spec, PruneSpec)
-                        finetune(self._lm, self._tune.rows, self._tune.spec, keep_zeros=pruned, progress=False)
-                scores = pd.DataFrame()
-                if self._suite is not None:
-                    scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
-            except Exception as error:
-                error.add_note(f"in cell {self.describe(cell)}")
-                raise
+        with self._compressed(cell, calibration, statistics, held_out, targets) as report:
+            scores = pd.DataFrame()
+            if self._suite is not None:
+                scores = evaluate(self._lm, self._suite, reference=reference, dtype=self._dtype, progress=False)
         return CellResult(
             key=cell.key,
             scores=scores,
@@ -363,6 +496,53 @@ class _Grid:
             versions=current_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def _statistics(
+        self, cell: _Cell, calibration: CalibrationSet | None
+    ) -> tuple[LayerStatistics | None, LayerStatistics | None]:
+        """Walk the untouched model, unless each block is to read what the compressed ones before it give.
+
+        The second statistics are those of rows held out, for a method that chooses its damping on them.
+        """
+        if calibration is None or self._propagate != "original":
+            return None, None
+        if not (isinstance(cell.spec, QuantSpec) and cell.spec.chooses_damp):
+            return self._workspace.statistics(self._lm, calibration), None
+        rows, apart = calibration.hold_out()
+        held_out = collect_statistics(self._lm, apart, progress=False)
+        return self._workspace.statistics(self._lm, rows), held_out
+
+    @contextlib.contextmanager
+    def _compressed(
+        self,
+        cell: _Cell,
+        calibration: CalibrationSet | None,
+        statistics: LayerStatistics | None,
+        held_out: LayerStatistics | None,
+        targets: Mapping[str, LayerStatistics],
+    ) -> Iterator[CompressionReport | None]:
+        """Hold the model compressed, and trained further if asked for, as the cell says."""
+        report: CompressionReport | None = None
+        with restored(self._lm):
+            try:
+                if cell.spec is not None:
+                    report = compress(
+                        self._lm,
+                        cell.spec,
+                        calibration if statistics is None else None,
+                        statistics=statistics,
+                        held_out=held_out,
+                        propagate=self._propagate,
+                        targets=targets,
+                        progress=False,
+                    )
+                    if self._tune is not None:
+                        pruned = isinstance(cell.spec, PruneSpec)
+                        finetune(self._lm, self._tune.rows, self._tune.spec, keep_zeros=pruned, progress=False)
+                yield report
+            except Exception as error:
+                error.add_note(f"in cell {self.describe(cell)}")
+                raise
 
     @staticmethod
     def describe(cell: _Cell) -> str:
@@ -382,17 +562,29 @@ def each_set(
     desc: str,
     progress: bool = True,
 ) -> Iterator[tuple[CalibrationSet, Mapping[str, Label], CellResult, bool]]:
-    """Read one result for each calibration set, or compute it and put it in the store at once."""
+    """Read one result for each calibration set, or compute it and put it in the store at once.
+
+    Parameters
+    ----------
+    calibration_sets, labels, store, progress
+        As in :func:`run_grid`.
+    key : callable
+        Names a set's result.
+    compute : callable
+        Makes it, from the set, the name and the set's labels.
+    desc : str
+        Of the bar.
+
+    Yields
+    ------
+    (CalibrationSet, mapping, CellResult, bool)
+        The set, its labels, the result, and whether it was stored.
+    """
     pairs = _labelled(calibration_sets, labels)
     for build, own in tqdm(pairs, unit="set", desc=desc, disable=not progress):
         calibration = build() if callable(build) else build
         name = key(calibration)
-        result = store.get(name)
-        stored = result is not None
-        if result is None:
-            store.check_writable()
-            result = compute(calibration, name, own)
-            store.put(result)
+        result, stored = store.cached(name, partial(compute, calibration, name, own))
         yield calibration, own, result, stored
 
 
@@ -411,7 +603,13 @@ def _labelled(
 
 
 def set_labels(calibration: CalibrationSet) -> dict[str, Label]:
-    """Labels that a calibration set has by itself: :data:`SET_COLUMNS`."""
+    """Labels that a calibration set has by itself: :data:`SET_COLUMNS`.
+
+    Parameters
+    ----------
+    calibration : CalibrationSet
+        Any.
+    """
     return {
         "source": calibration.name,
         "draw": calibration.draw,
@@ -439,6 +637,15 @@ def _layer_table(report: CompressionReport) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"output_error": float})
 
 
+def _some_items(suite: Suite) -> Suite:
+    """Draw a third of each capability's items, and one at least."""
+    chosen: set[str] = set()
+    for capability in suite.capabilities:
+        names = [item.id for item in suite.items if item.capability == capability]
+        chosen.update(random.SystemRandom().sample(names, math.ceil(CHECKED_SHARE * len(names))))
+    return Suite(tuple(item for item in suite.items if item.id in chosen))
+
+
 def _bits_per_byte(scores: pd.DataFrame) -> pd.Series:
     """Bits per byte of each capability, its tasks pooled."""
     sums = scores.groupby("capability")[["nll", "n_bytes"]].sum()
@@ -453,11 +660,35 @@ def _union(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def stack(frames: Iterator[pd.DataFrame]) -> pd.DataFrame:
-    """Stack the tables that have rows."""
+    """Stack the tables that have rows.
+
+    Parameters
+    ----------
+    frames : iterator of pandas.DataFrame
+        Any.
+    """
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device as a reader knows it."""
+    """Name a device as a reader knows it.
+
+    Parameters
+    ----------
+    device : torch.device
+        A GPU gets its product name.
+
+    Returns
+    -------
+    str
+        ``"cpu"`` or the GPU's product name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.experiments import device_name
+    >>> isinstance(device_name(torch.device("cpu")), str)
+    True
+    """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

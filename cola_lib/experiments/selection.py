@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,30 @@ from cola_lib.registry import revisions
 
 @dataclass(frozen=True)
 class Selection:
-    """A chosen set."""
+    """A chosen set.
+
+    Parameters
+    ----------
+    rows : CalibrationSet
+        The set.
+    seconds : float
+        What choosing took, with everything that was not measured on the pool before.
+    stored : bool
+        Whether it was in the store.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments import ResultStore, select
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
+    >>> for _ in range(2):
+    ...     found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
+    ...     print(found.rows.n_samples, found.stored)
+    2 False
+    2 True
+    """
 
     rows: CalibrationSet
     seconds: float
@@ -44,25 +67,59 @@ def select(
     seed: int = 0,
     draw: int = 0,
 ) -> Selection:
-    """Let a strategy choose, once."""
+    """Let a strategy choose, once.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        The untouched model.
+    chooser : Strategy
+        Of :data:`cola_lib.curation.STRATEGIES`.
+    pool : Pool
+        What it chooses from.
+    store : ResultStore
+        Read first; a new choice is put there.
+    seq_len : int
+        Most tokens of a row.
+    n_samples, n_tokens : int, optional
+        Size of the set: its rows, or its effective tokens. One of them.
+    target : Target, optional
+        What the set is for; it does not count for strategies that read none.
+    seed : int
+        Of the strategy's generator.
+    draw : int
+        Which of several pools it is; a label.
+
+    Returns
+    -------
+    Selection
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments import ResultStore, select
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
+    >>> found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
+    >>> found.rows.name, found.stored
+    ('random', False)
+    """
     target = target if chooser.needs_target else None
     key = selection_key(lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
-    found = store.get(key)
-    if found is not None:
-        return Selection(_set_of(found, chooser, seq_len, seed, draw), found.seconds, True)
-    store.check_writable()
-    began = time.perf_counter()
-    if n_samples is None:
-        if n_tokens is None:
-            raise SpecError("a set has a number of rows or a number of tokens: give n_samples or n_tokens")
-        rows = at_tokens(chooser, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=target, seed=seed)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        rows = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
-    seconds = time.perf_counter() - began
-    labels: dict[str, Label] = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
-    store.put(
-        CellResult(
+
+    def choose() -> CellResult:
+        began = time.perf_counter()
+        if n_samples is None:
+            if n_tokens is None:
+                raise SpecError("a set has a number of rows or a number of tokens: give n_samples or n_tokens")
+            rows = at_tokens(chooser, pool, lm, n_tokens=n_tokens, seq_len=seq_len, target=target, seed=seed)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            rows = chooser.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=target, generator=generator)
+        seconds = time.perf_counter() - began
+        labels: dict[str, Label] = {"strategy": chooser.label, "layout": rows.layout, "draw": draw, "seed": seed}
+        return CellResult(
             key=key,
             scores=_table(rows),
             labels={**labels, "target": target.name if target else None},
@@ -71,8 +128,9 @@ def select(
             versions=current_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-    )
-    return Selection(replace(rows, draw=draw), seconds, False)
+
+    found, stored = store.cached(key, choose)
+    return Selection(_set_of(found, chooser, seq_len, seed, draw), found.seconds, stored)
 
 
 def selection_key(
@@ -85,21 +143,52 @@ def selection_key(
     target: Target | None,
     seed: int,
 ) -> CellKey:
-    """Name a choice by everything that decides it."""
+    """Name a choice by everything that decides it.
+
+    Parameters
+    ----------
+    lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed
+        As in :func:`select`.
+
+    Returns
+    -------
+    CellKey
+        Of the choice.
+
+    Examples
+    --------
+    >>> from cola_lib.curation import Pool, strategy
+    >>> from cola_lib.data import Sample
+    >>> from cola_lib.experiments.selection import selection_key
+    >>> from cola_lib.models import tiny_model
+    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine")]})
+    >>> asked = {"seq_len": 16, "n_samples": 1, "n_tokens": None, "target": None, "seed": 0}
+    >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
+    'random'
+    """
+    own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
-    wanted: Mapping[str, str] | None = None
-    if target is not None:
-        held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
-        wanted = {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
     return CellKey(
         model=lm.fingerprint,
         suite="selection",
-        spec={**chooser.key(), **size},
+        spec={"strategy": chooser.name, **asdict(chooser), **size, **own},
         calibration=pool.fingerprint,
         propagate=None,
         revisions=revisions("curate", "split", "tokenize"),
-        targets=wanted,
+        targets=target_names(target) if target else None,
     )
+
+
+def target_names(target: Target) -> dict[str, str]:
+    """Name what decides a target: for each capability its texts and its weight.
+
+    Parameters
+    ----------
+    target : Target
+        Any.
+    """
+    held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
+    return {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
 
 
 def _table(rows: CalibrationSet) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import secrets
 import stat
 import zlib
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cola_lib.errors import StoreError
+from cola_lib.errors import SpecError, StoreError
 from cola_lib.experiments.cells import CellKey, CellResult, plain_text, result_from_plain, result_to_plain, text_digest
 from cola_lib.experiments.packed import PackedCells, write_packed
 from cola_lib.fingerprint import LENGTH
@@ -203,6 +203,34 @@ class ResultStore:
             If the store cannot be written.
         """
         self._write(self._path(result.key.fingerprint), _encode(result))
+
+    def cached(self, key: CellKey, compute: Callable[[], CellResult]) -> tuple[CellResult, bool]:
+        """Read a result, or compute it and put it here at once.
+
+        Parameters
+        ----------
+        key : CellKey
+            Its name.
+        compute : callable
+            Makes the result of that name.
+
+        Returns
+        -------
+        (CellResult, bool)
+            The result, and whether it was stored.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read, or, before anything is computed, if it cannot be written.
+        """
+        found = self.get(key)
+        if found is not None:
+            return found, True
+        self.check_writable()
+        result = compute()
+        self.put(result)
+        return result, False
 
     def check_writable(self) -> None:
         """Write and remove a small file, so that a long computation does not end in an error.
@@ -409,13 +437,14 @@ class ResultStore:
             ) from error
 
 
-def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
-    """All scores of a store or of a packed file.
+def read_scores(*where: str | os.PathLike[str]) -> pd.DataFrame:
+    """All scores of stores and packed files; what several of them hold is read once.
 
     Parameters
     ----------
-    where : str or path
-        Folder or URL of a store, or a packed file, whose name ends in ``.parquet``.
+    *where : str or path
+        Folder or URL of a store, which need not be there yet if others are; or packed files, whose names end in
+        ``.parquet``.
 
     Returns
     -------
@@ -425,7 +454,9 @@ def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
     Raises
     ------
     StoreError
-        If it cannot be read, or holds no scores.
+        If one cannot be read, or there are no scores in any.
+    SpecError
+        If several stores are named.
 
     Examples
     --------
@@ -436,11 +467,17 @@ def read_scores(where: str | os.PathLike[str]) -> pd.DataFrame:
     >>> read_scores("results")["item"].tolist()
     ['1']
     """
-    packed = os.fspath(where).endswith(".parquet")
-    store = ResultStore("memory://nothing-of-its-own", packed=[where]) if packed else ResultStore(where)
-    frame = store.to_frame()
+    names = [os.fspath(each) for each in where]
+    packed = [name for name in names if name.endswith(".parquet")]
+    stores = [name for name in names if name not in packed] or ["memory://nothing-of-its-own"]
+    if len(stores) > 1:
+        raise SpecError(f"{' and '.join(stores)}: scores are read from one store, with packed files below it")
+    frame = ResultStore(stores[0], packed=packed).to_frame()
     if frame.empty:
-        raise StoreError(f"{os.fspath(where)} holds no scores; notebooks write them: run make book, or cola notebook")
+        raise StoreError(
+            f"{' and '.join(names)} {'hold' if len(names) > 1 else 'holds'} no scores; notebooks write them: run make "
+            "book, or cola notebook"
+        )
     return frame
 
 

@@ -29,6 +29,7 @@ class Workspace:
     """
 
     def __init__(self) -> None:
+        self.checked = False  # whether a stored cell of these grids was computed again
         self._last: tuple[CalibrationSet, LayerStatistics] | None = None
         self._kept: dict[str, LayerStatistics] = {}
         self._activations: dict[str, Activations] = {}

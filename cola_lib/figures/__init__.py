@@ -2,11 +2,13 @@
 
 from cola_lib.figures.comparisons import lines, matrix_heatmap, retention_heatmap
 from cola_lib.figures.curves import interval_curves
+from cola_lib.figures.damping import damping_curves
 from cola_lib.figures.domains import matched_heatmap
 from cola_lib.figures.dots import interval_dots
 from cola_lib.figures.interactive import interactive_map, interval_explorer
 from cola_lib.figures.leagues import cost_benefit, critical_difference
 from cola_lib.figures.maps import activation_map
+from cola_lib.figures.names import readable
 from cola_lib.figures.performance import growth_curves, ratio_dots
 from cola_lib.figures.predictions import agreement_scatter, correlation_forest, depth_profiles, scaled_heatmaps
 from cola_lib.figures.sets import set_overview
@@ -20,6 +22,7 @@ __all__ = [
     "correlation_forest",
     "cost_benefit",
     "critical_difference",
+    "damping_curves",
     "depth_profiles",
     "growth_curves",
     "in_order",
@@ -32,6 +35,7 @@ __all__ = [
     "matrix_heatmap",
     "primary_strip",
     "ratio_dots",
+    "readable",
     "retention_heatmap",
     "scaled_heatmaps",
     "set_overview",

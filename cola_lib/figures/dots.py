@@ -23,11 +23,12 @@ def interval_dots(
     table: pd.DataFrame,
     *,
     row: str,
-    facet: str,
     xlabel: str,
+    facet: str | None = None,
     hue: str | None = None,
     matched: str | None = None,
     reference: float | None = 1.0,
+    title: str | None = None,
 ) -> Figure:
     """Draw a dot with its interval for each row, or one for each hue within a row, in one panel per facet.
 
@@ -35,10 +36,12 @@ def interval_dots(
     ----------
     table : DataFrame
         Columns ``row``, ``facet``, ``value``, ``low`` and ``high``; values are shares, drawn in per cent.
-    row, facet : str
-        Columns whose values become the rows and the panels.
+    row : str
+        Column whose values become the rows.
     xlabel : str
         What the horizontal axis shows.
+    facet : str, optional
+        Column whose values become the panels. Default: one panel.
     hue : str, optional
         Column of the dots within a row, told apart by colour and shape. Without it, every row has its own look.
     matched : str, optional
@@ -46,6 +49,8 @@ def interval_dots(
         hollow.
     reference : float or None
         Where a vertical line is drawn: 1 is nothing lost, 0 nothing gained.
+    title : str, optional
+        The sentence that the figure shows.
 
     Returns
     -------
@@ -68,15 +73,18 @@ def interval_dots(
     >>> len(figure.axes)
     2
     """
-    facets = list(dict.fromkeys(table[facet]))
-    rows = list(dict.fromkeys(table[row])) if hue else in_order(table[row].unique())
+    facets = list(dict.fromkeys(table[facet])) if facet else [""]
+    rows = in_order(table[row]) if row == "label" else list(dict.fromkeys(table[row]))
     looks = in_order(table[hue].unique()) if hue else rows
     colors = dict(zip(looks, sns.color_palette("colorblind", len(looks)), strict=True))
     per_row = max(0.3, 0.17 * len(looks) + 0.12) if hue else 0.3
     # Dots of several hues lie close together: wider panels keep their intervals apart.
-    figure, axes = panels(len(facets), width=2.3 if hue else 1.9, height=per_row * len(rows) + 0.5, margins=(1.7, 0.5))
+    width = 2.3 if hue else 1.9
+    if len(facets) == 1:
+        width *= 2
+    figure, axes = panels(len(facets), width=width, height=per_row * len(rows) + 0.5, margins=(1.7, 0.5))
     for axis, name in zip(axes, facets, strict=True):
-        part = table[table[facet] == name]
+        part = table[table[facet] == name] if facet else table
         if matched:
             for one in part.loc[part[matched], row].unique():
                 axis.axhspan(rows.index(one) - 0.5, rows.index(one) + 0.5, color="0.92", zorder=0)
@@ -98,6 +106,8 @@ def interval_dots(
     if hue:
         _legend(figure, looks, colors, matched=matched is not None)
     figure.supxlabel(xlabel, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import torch
@@ -28,7 +29,23 @@ Seen = TypeVar("Seen", bound=ChannelSums, covariant=True)
 
 @dataclass
 class Batch:
-    """Some rows of the calibration set on their way through the model."""
+    """Some rows of the calibration set on their way through the model.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n_rows, seq_len, d_model)
+        What the next block will read. It waits with the model's embeddings: in pinned main memory if blocks are
+        streamed to a GPU.
+    arguments : list of dict
+        Keyword arguments that the model passes to each block: masks, positions, rotary tables.
+    real : Tensor of shape (n_tokens,), int64, or None
+        Places of the real tokens among all; ``None`` when all are. A mask would be read back for every input of every
+        block, to learn how many tokens it leaves.
+    weights : Tensor of shape (n_tokens,), float32, or None
+        How much each real token counts in the statistics; ``None`` when all count 1.
+    total : float or None
+        Sum of the weights.
+    """
 
     hidden: Tensor
     arguments: list[dict[str, Any]]
@@ -39,12 +56,37 @@ class Batch:
 
 @dataclass(frozen=True)
 class BlockStep(Generic[Seen]):
-    """A block that the walk has arrived at."""
+    """A block that the walk has arrived at.
+
+    Parameters
+    ----------
+    index : int
+        Position of the block.
+    name : str
+        Qualified name, for messages.
+    block : nn.Module
+        Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
+    statistics : mapping of str to InputStatistics, or to ChannelStatistics
+        By input group.
+    held_out : mapping of str to InputStatistics, or to ChannelStatistics, optional
+        The same of the held-out rows, if there are any.
+
+    Examples
+    --------
+    >>> from cola_lib.calibration import random_tokens_set
+    >>> from cola_lib.models import tiny_model
+    >>> from cola_lib.statistics import walk
+    >>> lm = tiny_model()
+    >>> step = next(walk(lm, random_tokens_set(lm.tokenizer, 2, 16), progress=False))
+    >>> step.name, sorted(step.statistics)
+    ('model.layers.0', ['attn_in', 'attn_out', 'mlp_down', 'mlp_in'])
+    """
 
     index: int
     name: str
     block: nn.Module
     statistics: Mapping[str, Seen]
+    held_out: Mapping[str, Seen] | None = None
 
 
 @contextmanager
@@ -64,7 +106,11 @@ def _recorded(blocks: nn.ModuleList, calls: list[tuple[Tensor, dict[str, Any]]])
 
 @fast_products()
 def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
-    """Run everything before the first block, and learn what the model hands to each block."""
+    """Run everything before the first block, and learn what the model hands to each block.
+
+    The model itself prepares masks, positions and rotary tables, per block where its kind differs
+    (sliding and full attention, say), so nothing of that is written again here.
+    """
     calls: list[tuple[Tensor, dict[str, Any]]] = []
     mask = rows.attention_mask.bool()
     full = bool(mask.all())
@@ -117,7 +163,11 @@ def _stop(*_: object) -> None:
 def _watched(
     lm: LanguageModel, name: str, block: nn.Module, current: list[Batch], *, gram: bool, whole: bool
 ) -> Iterator[dict[str, InputStatistics] | dict[str, ChannelStatistics]]:
-    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
+    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch.
+
+    Unless the ``whole`` block is to run, it is left with :class:`_AllSeen` at the input of its last layers, which are
+    a quarter of its arithmetic.
+    """
     statistics: dict[str, Any] = {}
 
     def real(tensor: Tensor) -> Tensor:
@@ -161,6 +211,8 @@ def walk(
     *,
     propagate: Propagate = ...,
     gram: Literal[True] = ...,
+    held_out: CalibrationSet | None = ...,
+    blocks: Collection[int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
 ) -> Iterator[BlockStep[InputStatistics]]: ...
@@ -173,6 +225,8 @@ def walk(
     *,
     propagate: Propagate = ...,
     gram: bool,
+    held_out: CalibrationSet | None = ...,
+    blocks: Collection[int] | None = ...,
     batch_size: int = ...,
     progress: bool = ...,
 ) -> Iterator[BlockStep[ChannelSums]]: ...
@@ -185,6 +239,8 @@ def walk(
     *,
     propagate: Propagate = "original",
     gram: bool = True,
+    held_out: CalibrationSet | None = None,
+    blocks: Collection[int] | None = None,
     batch_size: int = 8,
     progress: bool = True,
 ) -> Iterator[BlockStep[ChannelSums]]:
@@ -204,6 +260,10 @@ def walk(
     gram : bool
         Gather the Gram matrix of each input. Without it there are :class:`ChannelStatistics` only, which cost next to
         nothing beside the pass, and are enough for some methods: see ``reads_gram`` of their specifications.
+    held_out : CalibrationSet, optional
+        Rows that take the same way, and whose statistics are kept apart.
+    blocks : collection of int, optional
+        Visit these blocks only. The walk passes through those before them, and ends after the last.
     batch_size : int
         Rows run at a time. Sums differ between batch sizes by float32 rounding only.
     progress : bool
@@ -237,24 +297,34 @@ def walk(
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
     lm.check_length(calibration.seq_len)
-    starts = range(0, calibration.n_samples, batch_size)
-    batches = [_embed(lm, calibration.rows(start, start + batch_size)) for start in starts]
-    n_blocks = len(lm.blocks)
+    parts = [
+        [_embed(lm, rows.rows(start, start + batch_size)) for start in range(0, rows.n_samples, batch_size)]
+        for rows in (calibration, held_out)
+        if rows is not None
+    ]
+    n_blocks = len(lm.blocks) if blocks is None else max(blocks) + 1
     for index in tqdm(range(n_blocks), desc="walk", unit="block", disable=not progress, leave=False):
         name = lm.block_name(index)
         with lm.resident(index) as block:
-            current: list[Batch] = [batches[0]]
-            with _watched(lm, name, block, current, gram=gram, whole=propagate == "original") as statistics:
-                for batch in batches:
-                    current[0] = batch
-                    with suppress(_AllSeen):
-                        batch.hidden = _run(block, index, batch, lm.device)
-            for group in lm.architecture.groups:
-                statistics[group.name].check(f"{name}.{group.layers[0]}")
-            yield BlockStep(index, name, block, statistics)
-            del statistics  # its Gram matrices would stay while the next block makes its own
+            if blocks is not None and index not in blocks:
+                for batch in chain(*parts):
+                    batch.hidden = _run(block, index, batch, lm.device)
+                continue
+            seen = []
+            for batches in parts:
+                current: list[Batch] = [batches[0]]
+                with _watched(lm, name, block, current, gram=gram, whole=propagate == "original") as statistics:
+                    for batch in batches:
+                        current[0] = batch
+                        with suppress(_AllSeen):
+                            batch.hidden = _run(block, index, batch, lm.device)
+                for group in lm.architecture.groups:
+                    statistics[group.name].check(f"{name}.{group.layers[0]}")
+                seen.append(statistics)
+            yield BlockStep(index, name, block, *seen)
+            del statistics, seen  # their Gram matrices would stay while the next block makes its own
             if propagate == "compressed" and index + 1 < n_blocks:
-                for batch in batches:
+                for batch in chain(*parts):
                     batch.hidden = _run(block, index, batch, lm.device)
 
 

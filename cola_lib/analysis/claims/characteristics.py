@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.claims.decisions import Decision, Estimated, Primary, decide
+from cola_lib.analysis.claims.decisions import Decision, Primary, decide
 from cola_lib.analysis.claims.primaries import RULES
-from cola_lib.analysis.inference import Array, Interval, LogScore, Part, WeightedSet, weighted_sum
+from cola_lib.analysis.inference import Array, Estimated, Interval, LogScore, Part, WeightedSet, weighted_sum
 from cola_lib.analysis.scores import Condition
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from scipy import optimize, stats
 
-from cola_lib.analysis.inference import LEAST_DRAWS, Interval
+from cola_lib.analysis.inference import LEAST_DRAWS, Estimated
 from cola_lib.analysis.permutation import holm
 
 LEVEL = 0.05
@@ -33,49 +33,6 @@ class Decision(StrEnum):
     REVERSED = "reversed"
     NEGLIGIBLE = "negligible"
     UNDECIDED = "undecided"
-
-
-@dataclass(frozen=True)
-class Estimated:
-    """A number with its interval, signed so that the paper says "above 0".
-
-    Parameters
-    ----------
-    name : str
-        Of the part, or of the claim.
-    interval : Interval
-        In logarithms, or as a share of the damage.
-    share : bool
-        Whether it is a share of the damage.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.claims.decisions import Estimated
-    >>> from cola_lib.analysis.inference import Interval
-    >>> Estimated("C4 over Wikipedia", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40)).text
-    '+5.1 [+3.0, +7.3] %'
-    """
-
-    name: str
-    interval: Interval
-    share: bool = False
-
-    def shown(self, value: float) -> float:
-        """Give a value of the interval in per cent.
-
-        Parameters
-        ----------
-        value : float
-            As ``interval`` has it.
-        """
-        return float(100 * (value if self.share else np.expm1(value)))
-
-    @property
-    def text(self) -> str:
-        """Value and 95 % interval in per cent."""
-        low, high = self.interval.ends()
-        numbers = (self.shown(value) for value in (self.interval.value, low, high))
-        return "{:+.1f} [{:+.1f}, {:+.1f}] %".format(*numbers) + (" of the damage" if self.share else "")
 
 
 @dataclass(frozen=True)
@@ -106,7 +63,7 @@ class Primary:
     Examples
     --------
     >>> from cola_lib.analysis import Primary, judged
-    >>> from cola_lib.analysis.claims.decisions import Estimated
+    >>> from cola_lib.analysis.inference import Estimated
     >>> from cola_lib.analysis.inference import Interval
     >>> number = Estimated("C4 over Wikipedia", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40))
     >>> [str(one.decision) for one in judged([Primary("C5", number, (), margin=0.005)])]
@@ -201,7 +158,7 @@ def judged(numbers: Sequence[Primary]) -> Iterator[Primary]:
     Examples
     --------
     >>> from cola_lib.analysis import Primary, judged
-    >>> from cola_lib.analysis.claims.decisions import Estimated
+    >>> from cola_lib.analysis.inference import Estimated
     >>> from cola_lib.analysis.inference import Interval
     >>> numbers = [Estimated("x", Interval(value, 0.01, 20, 0.01, 0.0, 10, 40)) for value in (0.05, 0.01)]
     >>> [str(one.decision) for one in judged([Primary("C5", number, (), 0.005) for number in numbers])]

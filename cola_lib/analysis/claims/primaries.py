@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.claims.decisions import Estimated, Primary, judged
+from cola_lib.analysis.claims.decisions import Primary, judged
 from cola_lib.analysis.claims.effects import PRUNING, QUANTIZATION
-from cola_lib.analysis.claims.sets import TRAINED, Contrast, Sets, Weights
 from cola_lib.analysis.claims.table import CLAIMS
-from cola_lib.analysis.inference import Part
+from cola_lib.analysis.inference import Estimated, Part
+from cola_lib.analysis.sets import TRAINED, Contrast, Sets, Weights
 from cola_lib.errors import DataError
 
 DOMAINS: Mapping[str, str] = MappingProxyType(
@@ -107,7 +107,7 @@ def _c5(sets: Sets) -> list[Contrast]:
 
 def _c6(sets: Sets) -> list[Contrast]:
     reasoned = sets.find(source="gsm8k", format="question_reasoning")
-    n_items = sets._labels[reasoned]["n_samples"]
+    n_items = sets.labels(reasoned)["n_samples"]
     return _pairs(sets, reasoned, sets.find(source="gsm8k", format="question_answer", n_samples=n_items), ["math"])
 
 

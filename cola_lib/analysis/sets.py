@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.claims.decisions import Estimated
-from cola_lib.analysis.inference import LogScore, Part, WeightedSet, decisive, weighted_sum
+from cola_lib.analysis.inference import Estimated, Interval, LogScore, Part, WeightedSet, decisive, weighted_sum
 from cola_lib.analysis.scores import condition
 from cola_lib.errors import DataError
 
@@ -30,6 +29,9 @@ IDENTITY = (
 
 LIKE = 1.5
 """Sets whose numbers of tokens differ by no more than this factor vary alike from draw to draw."""
+
+NO_DATA = "no data"
+"""Source of the methods that read none, such as rounding to nearest."""
 
 TRAINED = " training"
 """What the label of a method ends in if the model was trained further."""
@@ -56,12 +58,13 @@ class Sets:
     Parameters
     ----------
     frame : pandas.DataFrame
-        Tidy scores of one model, from a store. A score that occurs in several cells counts once.
+        Tidy scores of one model, from a store. A score that occurs in several cells counts once. Methods that read no
+        data make a set named :data:`NO_DATA`, without draws.
 
     Examples
     --------
     >>> from cola_lib.analysis import simulated_grid
-    >>> from cola_lib.analysis.claims.sets import Sets
+    >>> from cola_lib.analysis.sets import Sets
     >>> sets = Sets(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]))
     >>> sets.find(source="c4")
     'source=c4'
@@ -70,7 +73,8 @@ class Sets:
     def __init__(self, frame: pd.DataFrame) -> None:
         dense = decisive(frame[frame["method"] == "dense"])
         self._dense = {str(name): own.drop_duplicates("item") for name, own in dense.groupby("capability")}
-        rows = decisive(frame[frame["source"].notna()])
+        rows = decisive(frame[frame["method"] != "dense"])
+        rows = rows.assign(source=rows["source"].fillna(NO_DATA), draw=rows["draw"].fillna(0))
         if {"format", "layout"} <= set(rows):
             # GSM8K's own wording is question and reasoning: one set, whichever name its cells were computed under.
             same = (rows["source"] == "gsm8k") & (rows["layout"] == "pad") & (rows["format"] == "text")
@@ -127,6 +131,33 @@ class Sets:
         found = own.get(name)
         return bool(pd.isna(found)) if value is None else bool(found == value)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all sets, in the order of the frame."""
+        return tuple(self._labels)
+
+    def labels(self, name: str) -> dict[str, Any]:
+        """Labels that tell a set from others.
+
+        Parameters
+        ----------
+        name : str
+            Of the set.
+        """
+        own = self._labels[name]
+        return {label: own[label] for label in IDENTITY if pd.notna(own.get(label))}
+
+    def shared(self, names: Sequence[str]) -> list[Part]:
+        """Methods and capabilities under which all of some sets have scores.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Sets.
+        """
+        first, *others = (self._rows[name] for name in names)
+        return [part for part in first if all(part in other for other in others)]
+
     def parts(
         self,
         names: Sequence[str],
@@ -135,7 +166,7 @@ class Sets:
         *,
         trained: bool = False,
     ) -> list[Part]:
-        """Methods and capabilities under which all of some sets have scores.
+        """Methods and capabilities that a claim asks for, under which all of some sets have scores.
 
         Parameters
         ----------
@@ -153,14 +184,12 @@ class Sets:
         DataError
             If there is none.
         """
-        first, *others = (self._rows[name] for name in names)
         shared = [
             (label, capability)
-            for label, capability in first
+            for label, capability in self.shared(names)
             if capability in capabilities
             and (methods is None or self._method[label] in methods)
             and (label.endswith(TRAINED) if trained else TRAINED not in label)
-            and all((label, capability) in other for other in others)
         ]
         if not shared:
             raise DataError(
@@ -181,6 +210,28 @@ class Sets:
             Whether the sets have their draws in common.
         """
         return Estimated(name, weighted_sum(self._weighted(weights, nested)))
+
+    def damage_of(self, name: str, parts: Sequence[Part]) -> Interval:
+        """Estimate the mean logarithm of what a set costs, in bits per byte against the dense model.
+
+        Parameters
+        ----------
+        name : str
+            Set.
+        parts : sequence of (str, str)
+            Methods and capabilities that the mean is over.
+
+        Raises
+        ------
+        DataError
+            If the dense model has not been evaluated on the same items.
+        """
+        share = 1 / len(parts)
+        own: Weights = {name: dict.fromkeys(parts, share)}
+        dense: dict[Part, float] = {}
+        for _, capability in parts:
+            dense["dense", capability] = dense.get(("dense", capability), 0.0) - share
+        return weighted_sum([*self._weighted(own, nested=False), self._untouched(dense, own)])
 
     def share(self, name: str, groups: Sequence[tuple[float, Sequence[Contrast]]], nested: bool) -> Estimated:
         """Estimate the share of the damage that the better sets of some contrasts recover.
