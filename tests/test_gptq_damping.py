@@ -26,7 +26,7 @@ D_IN = 32
 AUTO = method_spec("gptq", bits=3, group_size=16, damp="auto")
 
 
-def fixed(damp: float) -> QuantSpec:
+def fixed(damp: float) -> GPTQ:
     return method_spec("gptq", bits=3, group_size=16, damp=damp)
 
 

@@ -14,6 +14,7 @@ from cola_lib.compress.quantized import OnGrid
 from cola_lib.compress.rtn import rtn_on_grid
 from cola_lib.compress.specs import METHODS, SILENT, SINCE, Problem, QuantSpec, Solution, positive
 from cola_lib.compress.sweep import SUB_BLOCK, sweep
+from cola_lib.errors import SpecError
 from cola_lib.registry import revisions
 from cola_lib.statistics import InputStatistics, gram_matrix
 
@@ -231,6 +232,8 @@ def gptq_on_grid(
     W: Tensor, stats: InputStatistics, spec: GPTQ, layer: str = "layer", zeros: Tensor | None = None
 ) -> OnGrid:
     """Like :func:`gptq`, with the grid."""
+    if isinstance(spec.damp, str):
+        raise SpecError(f"{layer}: damp={spec.damp!r} is settled on held-out rows; call choose_damp, or give a number")
     d_in, group_size = W.shape[1], in_groups(W, spec.settled_group_size).shape[2]
     U, order = stats.inverse_factor(spec.damp, layer, act_order=spec.act_order)
     W = W.masked_fill(stats.gram.diagonal() == 0, 0)
