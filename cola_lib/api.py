@@ -366,7 +366,7 @@ class Evaluation:
     Examples
     --------
     >>> import cola_lib as cola
-    >>> found = cola.evaluate(lm, tokens_per_capability=800, capabilities=["math"], progress=False)
+    >>> found = cola.evaluate(lm, tokens_per_capability=3000, capabilities=["math"], progress=False)
     >>> found.summary().index.tolist(), found.summary()["n_items"].gt(0).all().item()
     (['math'], True)
     """
@@ -488,7 +488,7 @@ def evaluate(
     Examples
     --------
     >>> import cola_lib as cola
-    >>> found = cola.evaluate(lm, tokens_per_capability=800, capabilities=["math"], progress=False)
+    >>> found = cola.evaluate(lm, tokens_per_capability=3000, capabilities=["math"], progress=False)
     >>> found.summary().columns[:2].tolist()
     ['bits_per_byte', 'accuracy']
     """

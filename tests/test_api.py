@@ -90,4 +90,5 @@ def test_all_is_described(name):
     if inspect.isfunction(PUBLIC[name]):
         returned = inspect.signature(PUBLIC[name]).return_annotation
         says = {"Returns", "Yields"} & text.keys()
-        assert says or returned in (None, "None"), f"{name} does not say what it returns"
+        plain = (None, "None", "bool", "float", "int", "str")  # which the summary describes
+        assert says or returned in plain, f"{name} does not say what it returns"
