@@ -25,7 +25,7 @@ import typer
 from benchmarks.same_numbers import ROOT, process_environment
 from cola_lib import analysis
 from cola_lib.analysis import judge_family, scorecard_parts
-from cola_lib.book import declared_parameters, read_profile
+from cola_lib.book import read_profile
 
 PROFILE = "standard"
 CLAIM = re.compile(r"c\d+_\w+")
@@ -136,7 +136,7 @@ def main(
     os.chdir(ROOT)
     profile = read_profile(PROFILE, ROOT / "notebooks" / "profiles")
     judged = [
-        name for name in profile.notebooks if "packed" in declared_parameters(ROOT / "notebooks" / f"{name}.ipynb")
+        name for name in profile.notebooks if "record(store" in (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     ]
     with tempfile.TemporaryDirectory() as scratch:
         if out is not None:

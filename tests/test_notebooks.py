@@ -381,6 +381,11 @@ def test_papermill_alone_runs_a_chapter(tmp_path):
     assert f"of {len(list((store / 'findings').iterdir()))} notebooks" in str(executed.cells[-1].outputs)
 
 
+def test_a_clean_clone_finds_scores_to_explore():
+    asked = book.read_profile("standard", ROOT / "notebooks" / "profiles").notebooks["13_explore"]["results"]
+    assert all(any(str(place).endswith(".parquet") for place in places) for places in asked.values())
+
+
 def test_there_are_notebooks_and_a_quick_profile():
     assert SOURCES and "quick" in [p.stem for p in PROFILES]
 

@@ -10,7 +10,7 @@ from cola_lib.analysis import proxy_table
 from cola_lib.curation import CentroidDistance, Cola, Pool, Proxy, deployment, strategy
 from cola_lib.data import Sample
 from cola_lib.errors import SpecError
-from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid, select
+from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid, select, selection_key
 from cola_lib.finetune import TuneSpec
 from cola_lib.models import tiny_model
 from tests.test_experiment import METHODS, small  # noqa: F401 - a fixture
@@ -23,6 +23,12 @@ STRATEGIES = ["uniform_mix", {"strategy": "proxy", "stride": 1}, "length_mixture
 @pytest.fixture
 def experiment(small, tmp_path):  # noqa: F811
     return replace(small, n_samples=4, targets=TARGETS, target_samples=2, store=tmp_path / "store")
+
+
+def test_a_stage_that_is_off_cannot_have_changed_a_choice(experiment):
+    pool, lm = experiment.pool(POOL, 0, 2, limit=3), experiment.lm
+    keys = [selection_key(lm, Cola(domain=on), pool, 16, 2, None, None, 0) for on in (True, False)]
+    assert keys[0].spec["revision"] == Cola.revision and "revision" not in keys[1].spec
 
 
 def test_strategies_are_compared_on_disjoint_pools(experiment):

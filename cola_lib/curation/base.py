@@ -122,6 +122,11 @@ class Strategy(ABC):
     needs_target: ClassVar[bool] = False
     revision: ClassVar[int] = 1
 
+    @property
+    def choice_revision(self) -> int:
+        """Revision of what this strategy's options use: a part that is switched off cannot have changed its choices."""
+        return self.revision
+
     def select(
         self,
         pool: Pool,

@@ -293,6 +293,11 @@ class Cola(Strategy):
     width: int = WIDTH
     n_init: int = 10
 
+    @property
+    def choice_revision(self) -> int:
+        """Revision of what these options use: only the first stage has changed."""
+        return self.revision if self.domain else 1
+
     def choose(self, brief: Brief) -> CalibrationSet:
         """See :meth:`Strategy.select`."""
         rows = brief.rows(COLA_COMPOSITION if self.composition else PLAIN)

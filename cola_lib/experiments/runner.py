@@ -248,8 +248,8 @@ def run_grid(
     workspace : Workspace, optional
         Give the same one to several grids on one model: what they share is computed once.
     spot_check : bool
-        Compute one of the cells that were read again, and compare a random third of its items. It is drawn from the
-        half that reads the fewest tokens.
+        Compute one of the cells that were read again, and compare a random third of its items. It is drawn from
+        those that are cheap to compute.
     tune : Tuning, optional
         Train every compressed model further before it is evaluated; part of a cell's name, and of its label. The
         dense model stays as it is.
@@ -310,7 +310,7 @@ def run_grid(
                 stored += [(cell, result, build)] * read
                 bar.set_postfix_str(grid.describe(cell), refresh=False)
                 bar.update()
-    checks = (grid.check(*random.SystemRandom().choice(_cheaper_half(stored))),) if spot_check and stored else ()
+    checks = (grid.check(*random.SystemRandom().choice(_cheap(stored))),) if spot_check and stored else ()
     return GridResult(
         frame=stack(result.frame(cell.labels) for cell, result in found),
         layers=stack(result.layer_frame(cell.labels) for cell, result in found),
@@ -326,14 +326,22 @@ def run_grid(
 _Stored = tuple[_Cell, CellResult, LazySet | None]
 
 
-def _cheaper_half(stored: list[_Stored]) -> list[_Stored]:
-    """Keep the cells that read no more tokens than the median: a check must not cost more than the page around it."""
+def _cheap(stored: list[_Stored]) -> list[_Stored]:
+    """Keep cells that are cheap to compute: no more tokens than the median, and of these no more seconds.
 
-    def n_tokens(each: _Stored) -> int:
-        return int(each[0].labels["calibration_tokens"] or 0)
+    A check must not cost more than the page around it.
+    """
 
-    most = sorted(map(n_tokens, stored))[(len(stored) - 1) // 2]
-    return [each for each in stored if n_tokens(each) <= most]
+    def n_tokens(each: _Stored) -> float:
+        return float(each[0].labels["calibration_tokens"] or 0)
+
+    def seconds(each: _Stored) -> float:
+        return each[1].seconds  # without the walk
+
+    for cost in (n_tokens, seconds):
+        most = sorted(map(cost, stored))[(len(stored) - 1) // 2]
+        stored = [each for each in stored if cost(each) <= most]
+    return stored
 
 
 def _asked(

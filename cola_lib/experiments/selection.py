@@ -166,7 +166,8 @@ def selection_key(
     >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
     'random'
     """
-    own = {"revision": chooser.revision} if chooser.revision > 1 else {}  # keys of strategies without one stay
+    revision = chooser.choice_revision
+    own = {"revision": revision} if revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
     return CellKey(
         model=lm.fingerprint,
