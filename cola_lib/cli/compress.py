@@ -535,7 +535,7 @@ def _show_report(report: CompressionReport, written: Export | None, out: Path, a
             f"{len(judged)} layers"
         )
     if done.get("damp") == "auto":
-        counts = Counter(layer.damp for layer in report.layers)
+        counts = Counter(layer.damp for layer in report.layers if layer.damp is not None)
         typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts)))
     if written is not None:
         typer.echo(

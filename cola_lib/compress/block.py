@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -221,14 +221,14 @@ def _sparsegpt(problem: Problem, spec: PruneSpec) -> Solution:
 
 def _gptq(problem: Problem, spec: QuantSpec) -> Solution:
     # Rows do not depend on each other, so layers that read one input share one sweep over its columns.
-    ratios = None
+    damp, ratios = None if isinstance(spec.damp, str) else spec.damp, None
     if problem.parts is not None:
         damp, ratios = choose_damp(problem.weights, *problem.parts, spec, problem.layers[0])
         spec = replace(spec, damp=damp)
     zeros = zeros_to_keep(problem.weights, spec)
     stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
     solution = _on_grid(stacked.split([W.shape[0] for W in problem.weights]))
-    return solution._replace(damp=spec.damp, held_out_ratios=ratios)
+    return solution._replace(damp=damp, held_out_ratios=ratios)
 
 
 def _awq(problem: Problem, spec: QuantSpec) -> Solution:
@@ -544,7 +544,7 @@ def compress_block(
         # Here the host waits for the solution and its measures, so only now is it known how long they took.
         numbers = torch.stack([torch.stack([t.double() for t in measured.values()]) for measured in measures]).tolist()
         seconds = (time.perf_counter() - began) / len(layers)
-        judged = ratios or [None] * len(layers)
+        judged: Sequence[float | None] = ratios or [None] * len(layers)
         for layer, W, measured, values, ratio in zip(layers, weights, measures, numbers, judged, strict=True):
             found = dict(zip(measured, values, strict=True))
             update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds, damp, ratio))
