@@ -181,6 +181,8 @@ def against(layers: pd.DataFrame, reference: str, amount: int) -> pd.DataFrame:
     parts = {SAME: text[same], OTHER: text[~same], "all text": text}
     found = []
     for where, part in parts.items():
+        if part.empty:
+            continue
         by_draw = part.groupby(["draw", "damp"])["score"].mean().unstack("damp")
         change = by_draw.sub(by_draw[reference], axis=0).apply(with_t_interval).T
         found.append(change.apply(np.expm1).rename_axis("damp").reset_index().assign(where=where))
