@@ -139,8 +139,8 @@ def damping_table(layers: pd.DataFrame) -> pd.DataFrame:
     """
     scores = by_relation(draw_scores(layers))
     by = ["amount", "damp", "where"]
-    ratios = np.exp(scores.groupby(by, sort=False)["score"].apply(with_t_interval).unstack())
-    return ratios.join(scores.groupby(by, sort=False)["losing"].mean()).reset_index()
+    logs = scores.groupby(by, sort=False)["score"].apply(with_t_interval).unstack()
+    return logs.apply(np.exp).join(scores.groupby(by, sort=False)["losing"].mean()).reset_index()
 
 
 def against(layers: pd.DataFrame, reference: str, amount: int) -> pd.DataFrame:
@@ -181,9 +181,11 @@ def against(layers: pd.DataFrame, reference: str, amount: int) -> pd.DataFrame:
     parts = {SAME: text[same], OTHER: text[~same], "all text": text}
     found = []
     for where, part in parts.items():
+        if part.empty:
+            continue
         by_draw = part.groupby(["draw", "damp"])["score"].mean().unstack("damp")
         change = by_draw.sub(by_draw[reference], axis=0).apply(with_t_interval).T
-        found.append(np.expm1(change).rename_axis("damp").reset_index().assign(where=where))
+        found.append(change.apply(np.expm1).rename_axis("damp").reset_index().assign(where=where))
     return pd.concat(found, ignore_index=True)[["where", "damp", "value", "low", "high"]]
 
 
@@ -246,4 +248,4 @@ def damping_to_use(layers: pd.DataFrame, present: str, amount: int) -> str:
     changes = against(layers, present, amount)
     fixed = changes[(changes["where"] == "all text") & ~changes["damp"].isin([AUTO, present])]
     better = fixed[(fixed["high"] < 0) & (fixed["value"] <= -MARGIN)]
-    return present if better.empty else str(better.loc[better["value"].idxmin(), "damp"])
+    return present if better.empty else str(better.sort_values("value")["damp"].iloc[0])

@@ -328,7 +328,7 @@ def _show_report(done: Compressed, written: Export | None, out: Path, as_json: b
             f"{len(judged)} layers"
         )
     if spec.get("damp") == "auto":
-        counts = Counter(layer.damp for layer in report.layers)
+        counts = Counter(layer.damp for layer in report.layers if layer.damp is not None)
         typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts)))
     if written is not None:
         typer.echo(

@@ -211,14 +211,16 @@ def _steps(
 ) -> Iterator[tuple[int, str, nn.Module, Any, Any]]:
     """Visit the blocks, with the statistics, and those of held-out rows, from wherever they come."""
     if calibration:
-        rows, held_out = (*calibration, None)[:2]
+        rows, *apart = calibration
+        held_out = apart[0] if apart else None
         for step in walk(lm, rows, propagate=propagate, gram=gram, held_out=held_out, progress=progress):
             yield step.index, step.name, step.block, step.statistics, step.held_out
             del step  # its Gram matrices would stay while the next block makes its own
         return
     for index in tqdm(range(len(lm.blocks)), desc="compress", unit="block", disable=not progress, leave=False):
         with lm.resident(index) as block:
-            stats, held = (*(_of_block(lm, each, index) for each in statistics), None, None)[:2]
+            given = [_of_block(lm, each, index) for each in statistics]
+            stats, held = given[0] if given else None, given[1] if len(given) > 1 else None
             yield index, lm.block_name(index), block, stats, held
 
 
@@ -363,7 +365,7 @@ def compress(
         calibration = None
     gram = layer_errors or spec.reads_gram
     chooses = isinstance(spec, QuantSpec) and spec.chooses_damp
-    sets = () if calibration is None else (calibration,)
+    sets: tuple[CalibrationSet, ...] = () if calibration is None else (calibration,)
     if calibration is not None and spec.method == "gptq" and (chooses or hold_out):
         sets = calibration.hold_out()
     gathered = [each for each in (statistics, held_out) if each is not None]
@@ -388,12 +390,15 @@ def compress(
             log.debug("%s: block %d of %d", spec.label, index + 1, len(lm.blocks))
             # What was found for this block would stay in memory while the next one is solved.
             del block, stats, held, on_targets, update
+    n_tokens = [each.n_tokens for each in sets] + [each.n_tokens for each in gathered]
     return CompressionReport(
         spec=spec,
         propagate=None if not spec.calibrated else ("original" if statistics is not None else propagate),
         layers=tuple(reports),
-        n_tokens=float(sum(each.n_tokens for each in (*sets, *gathered))) if sets or gathered else None,
-        calibration=(calibration.fingerprint,) if calibration else sum((each.calibration for each in gathered), ()),
+        n_tokens=float(sum(n_tokens)) if n_tokens else None,
+        calibration=(calibration.fingerprint,)
+        if calibration
+        else tuple(name for each in gathered for name in each.calibration),
         calibration_set=_facts(calibration) if calibration is not None else None,
         model=lm.name,
         model_before=before,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -171,7 +171,7 @@ def compress_block(
         # Here the host waits for the solution and its measures, so only now is it known how long they took.
         numbers = torch.stack([torch.stack([t.double() for t in measured.values()]) for measured in measures]).tolist()
         seconds = (time.perf_counter() - began) / len(layers)
-        judged = ratios or [None] * len(layers)
+        judged: Sequence[float | None] = ratios or [None] * len(layers)
         for layer, W, measured, values, ratio in zip(layers, weights, measures, numbers, judged, strict=True):
             found = dict(zip(measured, values, strict=True))
             update.reports.append(_report(layer, W.shape, found, on_targets, spec, seconds, damp, ratio))

@@ -106,7 +106,7 @@ def run_damping(
     assert isinstance(spec, GPTQ)
     n_draws = n_draws or draws
     build = partial(experiment.calibration, n_draws=n_draws + 1)
-    labels = [{"source": source, "draw": draw} for draw in range(draws) for source in sources]
+    labels: list[dict[str, Label]] = [{"source": source, "draw": draw} for draw in range(draws) for source in sources]
     targets = {source: build(source, draw=n_draws, n_samples=target_samples) for source in sources}
     shape = {"amounts": list(amounts), "blocks": list(blocks), "row_step": row_step, "damps": list(damps)}
 
