@@ -106,24 +106,7 @@ def recorded(store: str | os.PathLike[str]) -> dict[str, list[Finding]]:
 
 
 def has_findings(store: str | os.PathLike[str]) -> bool:
-    """Whether :func:`recorded` finds something.
-
-    Parameters
-    ----------
-    store : str or path
-        Folder or fsspec URL of the results.
-
-    Returns
-    -------
-    bool
-        Whether there are any.
-
-    Examples
-    --------
-    >>> from cola_lib.verdicts import has_findings
-    >>> has_findings("an-empty-store")
-    False
-    """
+    """Whether :func:`recorded` finds something."""
     fs, root = open_store(os.fspath(store))
     return bool(fs.glob(posixpath.join(root, FOLDER, "*.json")))
 
@@ -133,31 +116,7 @@ BEGIN, END = "<!-- scorecard -->", "<!-- end of scorecard -->"
 
 
 def with_scorecard(page: str, table: str) -> str:
-    r"""Put the scorecard into a page, in the place of the one that is there.
-
-    Parameters
-    ----------
-    page : str
-        Markdown with the lines :data:`BEGIN` and :data:`END`.
-    table : str
-        From :func:`cola_lib.analysis.primary_markdown`.
-
-    Returns
-    -------
-    str
-        The page with the table in it.
-
-    Raises
-    ------
-    DataError
-        If the page has no such place.
-
-    Examples
-    --------
-    >>> from cola_lib.verdicts import BEGIN, END, with_scorecard
-    >>> "| claim |" in with_scorecard(f"# Mine\n{BEGIN}\n{END}\n", "| claim |\n|---|\n")
-    True
-    """
+    """Put the scorecard into a page, in the place of the one that is there."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -240,24 +199,7 @@ def stage_frames(store: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
 
 
 def has_cells(store: str | os.PathLike[str]) -> bool:
-    """Whether :func:`stages` finds results.
-
-    Parameters
-    ----------
-    store : str or path
-        Folder of the results.
-
-    Returns
-    -------
-    bool
-        Whether there are any.
-
-    Examples
-    --------
-    >>> from cola_lib.verdicts import has_cells
-    >>> has_cells("an-empty-store")
-    False
-    """
+    """Whether :func:`stages` finds results."""
     return any((Path(store) / name).exists() for name in ("cells", *STAGES.values()))
 
 

@@ -59,53 +59,13 @@ def draw_scores(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_t_interval(values: pd.Series) -> pd.Series:
-    """Mean of the draws' values with its 95 % t interval.
-
-    Parameters
-    ----------
-    values : pandas.Series
-        One number a draw, two or more.
-
-    Returns
-    -------
-    pandas.Series
-        ``value``, ``low`` and ``high``.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.analysis.damping import with_t_interval
-    >>> with_t_interval(pd.Series([1.0, 2.0, 3.0])).round(2).to_dict()
-    {'value': 2.0, 'low': -0.48, 'high': 4.48}
-    """
+    """Mean of the draws' values with its 95 % t interval."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return pd.Series({"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half})
 
 
 def by_relation(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average each draw's scores over the pairs of calibration source and held-out source.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Of :func:`draw_scores`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``amount``, ``damp``, ``where`` (:data:`SEEN`, :data:`SAME`, :data:`OTHER` or :data:`CONTROL`),
-        ``draw``, ``score`` and ``losing``.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.analysis.damping import by_relation
-    >>> one = {"amount": 8, "damp": "0.1", "draw": 0, "losing": 0.0, "source": "c4"}
-    >>> cases = [("c4", -1.0), ("code", 0.0), ("math", 1.0)]
-    >>> scores = pd.DataFrame([{**one, "target": target, "score": score} for target, score in cases])
-    >>> by_relation(scores).set_index("where")["score"].to_dict()
-    {'same source': -1.0, 'other source': 0.5}
-    """
+    """Average each draw's scores over the pairs of calibration source and held-out source."""
     source, target = scores["source"], scores["target"]
     where = pd.Series(OTHER, scores.index).mask(source == target, SAME).mask(target == SEEN, SEEN)
     where = where.mask(source == RANDOM_TOKENS, CONTROL)

@@ -161,11 +161,10 @@ def _grouped(
     groups: dict[tuple[tuple[str, str], ...], list[Part]] = {}
     for part in parts:
         if TRAINED not in part[0] and (capabilities is None or part[1] in capabilities):
-            groups.setdefault(tuple(value for name, value in zip(PARTS, part, strict=True) if name in by), []).append(
-                part
-            )
+            key = tuple((name, value) for name, value in zip(PARTS, part, strict=True) if name in by)
+            groups.setdefault(key, []).append(part)
     for key, own in groups.items():
-        yield dict(zip([name for name in PARTS if name in by], key, strict=True)), own
+        yield dict(key), own
 
 
 def _row(

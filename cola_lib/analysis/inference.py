@@ -40,30 +40,7 @@ Part = tuple[str, str]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, its standard error, and how well that is known.
-
-    Parameters
-    ----------
-    value : float
-        In logarithms of bits per byte.
-    se : float
-        Standard error.
-    dof : float
-        Degrees of freedom of ``se``.
-    se_draws, se_items : float
-        What draws of the calibration sets, and items of the suite, contribute; their interaction is in both.
-    n_draws : int
-        Fewest draws of a set.
-    n_items : int
-        Items, over all capabilities.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.inference import Interval
-    >>> interval = Interval(0.05, 0.01, dof=20, se_draws=0.008, se_items=0.006, n_draws=10, n_items=40)
-    >>> [round(end, 3) for end in interval.ends()]
-    [0.029, 0.071]
-    """
+    """An estimate, its standard error, and how well that is known."""
 
     value: float
     se: float
@@ -74,35 +51,18 @@ class Interval:
     n_items: int
 
     def ends(self, level: float = 0.95) -> tuple[float, float]:
-        """Give the ends of a t interval.
-
-        Parameters
-        ----------
-        level : float
-            Coverage.
-        """
+        """Give the ends of a t interval."""
         half = float(stats.t.ppf((1 + level) / 2, self.dof)) * self.se
         return self.value - half, self.value + half
 
     def p_value(self, bound: float = 0.0) -> float:
-        """Two-sided p-value of the value being ``bound``.
-
-        Parameters
-        ----------
-        bound : float
-            On the scale of ``value``.
-        """
+        """Two-sided p-value of the value being ``bound``."""
         if self.se == 0:
             return float(self.value == bound)
         return float(2 * stats.t.sf(abs(self.value - bound) / self.se, self.dof))
 
     def p_equivalence(self, margin: float) -> float:
         """P-value of the value lying outside ±``margin``: the larger of two one-sided tests.
-
-        Parameters
-        ----------
-        margin : float
-            On the scale of ``value``.
 
         References
         ----------
@@ -115,37 +75,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimated:
-    """A number with its interval, signed so that the paper says "above 0".
-
-    Parameters
-    ----------
-    name : str
-        Of the part, or of the claim.
-    interval : Interval
-        In logarithms, or as a share of the damage.
-    share : bool
-        Whether it is a share of the damage.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.inference import Estimated
-    >>> from cola_lib.analysis.inference import Interval
-    >>> Estimated("C4 over Wikipedia", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40)).text
-    '+5.1 [+3.0, +7.3] %'
-    """
+    """A number with its interval, signed so that the paper says "above 0"."""
 
     name: str
     interval: Interval
     share: bool = False
 
     def shown(self, value: float) -> float:
-        """Give a value of the interval in per cent.
-
-        Parameters
-        ----------
-        value : float
-            As ``interval`` has it.
-        """
+        """Give a value of the interval in per cent."""
         return float(100 * (value if self.share else np.expm1(value)))
 
     @property
@@ -158,32 +95,7 @@ class Estimated:
 
 @dataclass(frozen=True)
 class WeightedSet:
-    """A set in a weighted sum of log scores.
-
-    Parameters
-    ----------
-    scores : mapping of (str, str) to LogScore
-        By label of the method and capability, from :func:`log_scores`.
-    weights : mapping of (str, str) to float
-        Of each method and capability; those without one do not count.
-    draws : str, optional
-        Sets of the same name have their draws in common, as two ways of cutting the same texts have. By default a
-        set's draws are its own.
-    pool : sequence of mapping
-        Scores of other sets of about the same number of tokens, whose draws tell how much such a set varies.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.inference import WeightedSet, log_scores, weighted_sum
-    >>> from cola_lib.analysis import simulated_grid
-    >>> frame = simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}])
-    >>> part, sets = ("wanda", "math"), []
-    >>> for source, sign in {"c4": 1.0, "code": -1.0}.items():
-    ...     sets.append(WeightedSet(log_scores(frame[frame["source"] == source], [part]), {part: sign}))
-    >>> gain = weighted_sum(sets)
-    >>> gain.ends()[0] < gain.value < gain.ends()[1]
-    True
-    """
+    """A set in a weighted sum of log scores."""
 
     scores: Mapping[Part, LogScore]
     weights: Mapping[Part, float]
@@ -208,13 +120,7 @@ class WeightedSet:
 
 @dataclass(frozen=True)
 class LogScore:
-    """Log bits per byte of a set under one method on one capability, by draw, and what each item does to it.
-
-    Parameters
-    ----------
-    scores : Condition
-        Bits of each draw and item, and bytes of each item.
-    """
+    """Log bits per byte of a set under one method on one capability, by draw, and what each item does to it."""
 
     scores: Condition
 
@@ -231,31 +137,12 @@ class LogScore:
 
 
 def decisive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the tasks that decide no capability, unless they are reported under their own name.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Tidy scores.
-    """
+    """Leave out the tasks that decide no capability, unless they are reported under their own name."""
     return rows[~rows["task"].isin(UNDECISIVE) | (rows["task"] == rows["capability"])]
 
 
 def log_scores(rows: pd.DataFrame, wanted: Iterable[Part]) -> dict[Part, LogScore]:
-    """Log score of one set under some methods, on some capabilities.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Tidy scores of one set.
-    wanted : iterable of (str, str)
-        Labels of methods, and capabilities.
-
-    Raises
-    ------
-    DataError
-        If one is not there, or a draw lacks an item.
-    """
+    """Log score of one set under some methods, on some capabilities."""
     rows = decisive(rows)
     groups = dict(iter(rows.groupby(["label", "capability"], sort=False)))
     found = {}
@@ -272,20 +159,6 @@ def _by_draw(parts: Mapping[Part, LogScore], weights: Mapping[Part, float]) -> A
 
 def weighted_sum(sets: Sequence[WeightedSet]) -> Interval:
     """Estimate a weighted sum of log scores.
-
-    Parameters
-    ----------
-    sets : sequence of WeightedSet
-        Each set once.
-
-    Returns
-    -------
-    Interval
-
-    Raises
-    ------
-    DataError
-        If sets are not over the same items, or draws that are in common differ in their names.
 
     Notes
     -----
@@ -409,20 +282,6 @@ def _strata(scores: Condition) -> list[NDArray[np.int64]]:
 def moderated(own: float, dof: float, pool: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Shrink a variance towards those of a pool, by as much as the pool's own spread allows.
 
-    Parameters
-    ----------
-    own : float
-        Sample variance.
-    dof : float
-        Its degrees of freedom.
-    pool : sequence of (float, float)
-        Variances of comparable quantities, with their degrees of freedom. Those that are 0 tell nothing.
-
-    Returns
-    -------
-    variance, dof : float
-        ``own`` and ``dof`` where the pool has fewer than :data:`LEAST_POOL` variances.
-
     Notes
     -----
     True variances are taken to be scaled inverse chi-square, and its two parameters follow from mean and variance
@@ -431,13 +290,6 @@ def moderated(own: float, dof: float, pool: Sequence[tuple[float, float]]) -> tu
     References
     ----------
     Smyth, Statistical Applications in Genetics and Molecular Biology 3, 2004, section 6.2.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.inference import moderated
-    >>> variance, dof = moderated(4.0, 2, [(1.0, 2), (1.2, 2), (0.9, 2), (1.1, 2)])
-    >>> round(variance, 2), dof
-    (2.49, 12.0)
     """
     pairs = [(variance, n) for variance, n in [(own, dof), *pool] if variance > 0]
     if len(pairs) - 1 < LEAST_POOL:

@@ -81,52 +81,7 @@ def mean_correlation(
     least_reliable: float = 0.5,
     level: float = 0.95,
 ) -> tuple[Correlation, pd.DataFrame]:
-    """Average rank correlations over methods and capabilities, with one interval over sources.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row per cell and capability, as of :func:`cola_lib.analysis.cell_table`, with the predictor joined.
-    predictor, outcome : str
-        Columns.
-    groups : str
-        Column that names the source.
-    by : sequence of str
-        Columns that split the table into parts.
-    higher_is_worse : bool
-        Whether a high predictor foretells a high outcome (an error), or a low one (a coverage).
-    least_reliable : float
-        Parts whose outcome has a lower intraclass correlation over draws are left out: where draws of a source differ
-        as much as sources do, there is nothing to predict.
-    level : float
-        Coverage.
-
-    Returns
-    -------
-    mean : Correlation
-        The mean on Fisher's scale. Its standard error is that of the jackknife that leaves out one source at a time,
-        from all parts together, so that what parts have in common is counted.
-    parts : pandas.DataFrame
-        One row per part: ``by``, ``reliability`` (intraclass correlation), ``correlation`` and ``counts``.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than :data:`MIN_GROUPS` sources, or no part is reliable.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> from cola_lib.analysis.ranks import mean_correlation
-    >>> chance = np.random.default_rng(0)
-    >>> table = pd.DataFrame({"source": np.repeat(list("abcdef"), 3), "label": "wanda 50%", "capability": "math"})
-    >>> table["error"] = np.arange(18) / 18
-    >>> table["loss"] = 0.1 + 0.2 * table["error"] + chance.normal(0, 0.01, 18)
-    >>> mean, parts = mean_correlation(table, "error")
-    >>> mean.value > 0.9, parts["counts"].tolist()
-    (True, [True])
-    """
+    """Average rank correlations over methods and capabilities, with one interval over sources."""
     sign = 1.0 if higher_is_worse else -1.0
     names = _enough(table[groups].to_numpy())
     split = [(part, rows) for part, rows in table.groupby(list(by), sort=False)]

@@ -53,22 +53,7 @@ class Contrast:
 
 
 class Sets:
-    """The calibration sets of a frame of scores.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores of one model, from a store. A score that occurs in several cells counts once. Methods that read no
-        data make a set named :data:`NO_DATA`, without draws.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import simulated_grid
-    >>> from cola_lib.analysis.sets import Sets
-    >>> sets = Sets(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]))
-    >>> sets.find(source="c4")
-    'source=c4'
-    """
+    """The calibration sets of a frame of scores."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         dense = decisive(frame[frame["method"] == "dense"])
@@ -108,18 +93,7 @@ class Sets:
         return number.map(dict(zip(number[~number.duplicated()], names, strict=True)))
 
     def find(self, **labels: Any) -> str:
-        """Name the one set that has these labels.
-
-        Parameters
-        ----------
-        **labels
-            Values; ``None`` for a label that the set has not. Of several that fit, the one with the most cells counts.
-
-        Raises
-        ------
-        DataError
-            If there is none.
-        """
+        """Name the one set that has these labels."""
         fitting = [name for name, own in self._labels.items() if all(self._is(own, k, v) for k, v in labels.items())]
         if not fitting:
             told = ", ".join(f"{name} {value}" for name, value in labels.items())
@@ -137,24 +111,12 @@ class Sets:
         return tuple(self._labels)
 
     def labels(self, name: str) -> dict[str, Any]:
-        """Labels that tell a set from others.
-
-        Parameters
-        ----------
-        name : str
-            Of the set.
-        """
+        """Labels that tell a set from others."""
         own = self._labels[name]
         return {label: own[label] for label in IDENTITY if pd.notna(own.get(label))}
 
     def shared(self, names: Sequence[str]) -> list[Part]:
-        """Methods and capabilities under which all of some sets have scores.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Sets.
-        """
+        """Methods and capabilities under which all of some sets have scores."""
         first, *others = (self._rows[name] for name in names)
         return [part for part in first if all(part in other for other in others)]
 
@@ -166,24 +128,7 @@ class Sets:
         *,
         trained: bool = False,
     ) -> list[Part]:
-        """Methods and capabilities that a claim asks for, under which all of some sets have scores.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Sets.
-        methods : sequence of str, optional
-            Default: all.
-        capabilities : sequence of str
-            Wanted.
-        trained : bool
-            Whether the models that were trained further are asked for, and not the others.
-
-        Raises
-        ------
-        DataError
-            If there is none.
-        """
+        """Methods and capabilities that a claim asks for, under which all of some sets have scores."""
         shared = [
             (label, capability)
             for label, capability in self.shared(names)
@@ -198,34 +143,11 @@ class Sets:
         return shared
 
     def estimate(self, name: str, weights: Weights, nested: bool) -> Estimated:
-        """Estimate a weighted sum of log scores.
-
-        Parameters
-        ----------
-        name : str
-            Of the number.
-        weights : dict
-            Of sets, methods and capabilities.
-        nested : bool
-            Whether the sets have their draws in common.
-        """
+        """Estimate a weighted sum of log scores."""
         return Estimated(name, weighted_sum(self._weighted(weights, nested)))
 
     def damage_of(self, name: str, parts: Sequence[Part]) -> Interval:
-        """Estimate the mean logarithm of what a set costs, in bits per byte against the dense model.
-
-        Parameters
-        ----------
-        name : str
-            Set.
-        parts : sequence of (str, str)
-            Methods and capabilities that the mean is over.
-
-        Raises
-        ------
-        DataError
-            If the dense model has not been evaluated on the same items.
-        """
+        """Estimate the mean logarithm of what a set costs, in bits per byte against the dense model."""
         share = 1 / len(parts)
         own: Weights = {name: dict.fromkeys(parts, share)}
         dense: dict[Part, float] = {}
@@ -235,22 +157,6 @@ class Sets:
 
     def share(self, name: str, groups: Sequence[tuple[float, Sequence[Contrast]]], nested: bool) -> Estimated:
         """Estimate the share of the damage that the better sets of some contrasts recover.
-
-        (b_ref − b_set) / (b_ref − b_dense), numerator and denominator each summed over contrasts
-
-        Parameters
-        ----------
-        name : str
-            Of the number.
-        groups : sequence of (float, sequence of Contrast)
-            Contrasts with one share, and what that is multiplied by before the shares are added.
-        nested : bool
-            Whether the sets have their draws in common.
-
-        Raises
-        ------
-        DataError
-            If there is no damage, or the dense model has not been evaluated on the same items.
 
         Notes
         -----
@@ -275,28 +181,12 @@ class Sets:
         return Estimated(name, replace(interval, value=value), share=True)
 
     def damage(self, name: str, label: str, capabilities: Sequence[str]) -> float:
-        """Mean over capabilities of the logarithm of what a set costs under a method.
-
-        Parameters
-        ----------
-        name : str
-            Set.
-        label : str
-            Of the method.
-        capabilities : sequence of str
-            That have been evaluated.
-        """
+        """Mean over capabilities of the logarithm of what a set costs under a method."""
         pairs = [(self._level(name, (label, c)), self._dense_level(name, (label, c))) for c in capabilities]
         return float(np.mean([np.log(b / dense) for b, dense in pairs]))
 
     def method(self, label: str) -> str:
-        """Name of the method that has a label.
-
-        Parameters
-        ----------
-        label : str
-            With its strength.
-        """
+        """Name of the method that has a label."""
         return str(self._method[label])
 
     def _weighted(self, weights: Weights, nested: bool) -> list[WeightedSet]:
@@ -331,13 +221,7 @@ class Sets:
         return WeightedSet({part: self._dense_like(*places[part[1]]) for part in weights}, weights)
 
     def cells(self, weights: Weights) -> tuple[str, ...]:
-        """Fingerprints of the cells behind a weighted sum.
-
-        Parameters
-        ----------
-        weights : dict
-            As in :meth:`estimate`.
-        """
+        """Fingerprints of the cells behind a weighted sum."""
         rows = [self._rows[key][part] for key, own in weights.items() for part in own]
         return tuple(dict.fromkeys(cell for each in rows if "cell" in each for cell in each["cell"]))
 

@@ -34,13 +34,7 @@ def notebook(
     jobs: Annotated[int, typer.Option(help="Notebooks at a time; they share the cores.", min=1)] = 1,
     progress: ProgressOption = False,
 ) -> None:
-    """Execute notebooks of the book, with parameters of your choice.
-
-    Parameters come from the notebook, then from the profile, then from -p. All are checked before anything
-    runs. An executed notebook is written when all of its cells have run, and not before.
-
-        cola notebook 02_data_source -p n_draws=5 -p "sources=[c4, math]" --out my-run
-    """
+    """Execute notebooks of the book, with parameters of your choice."""
     from cola_lib import book
 
     chosen = book.read_profile(profile, folder / "profiles") if profile else None
@@ -83,11 +77,7 @@ def claims(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the scorecard: for each claim of the paper one number with a 95 % interval, verdict and generality.
-
-    The rules are those of book/rules.md. Numbers are computed from the stored cells; no notebook has to run. Standard
-    error names the claims that lack cells or draws.
-    """
+    """Print the scorecard: for each claim of the paper one number with a 95 % interval, verdict and generality."""
     from cola_lib.analysis import part_table, primary_markdown, primary_table, scorecard, scorecard_parts
     from cola_lib.verdicts import has_cells, has_findings, recorded, stages, with_scorecard
 
@@ -137,11 +127,7 @@ def pack(
         str, typer.Option("--store", help="Folder or fsspec URL of the results.", metavar="URL")
     ] = "results",
 ) -> None:
-    """Put stored results into one small file, with what the notebooks found beside it, added to what is there.
-
-    What the file holds need not be computed again: give it to a notebook as its parameter packed. Cells of algorithms
-    that were changed since are left out.
-    """
+    """Put stored results into one small file, with what the notebooks found beside it, added to what is there."""
     from cola_lib.experiments import ResultStore
     from cola_lib.verdicts import has_findings, record, recorded
 

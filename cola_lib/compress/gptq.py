@@ -93,14 +93,14 @@ class GPTQ(QuantSpec):
 
     def solve(self, problem: Problem) -> Solution:
         """Round the layers in one sweep over the columns of their common input: rows do not depend on each other."""
-        spec, ratios = self, None
+        damp, spec, ratios = None if isinstance(self.damp, str) else self.damp, self, None
         if problem.parts is not None:
             damp, ratios = choose_damp(problem.weights, *problem.parts, self, problem.layers[0])
             spec = replace(self, damp=damp)
         zeros = zeros_to_keep(problem.weights, spec)
         stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
         solution = Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
-        return solution._replace(damp=spec.damp, held_out_ratios=ratios)
+        return solution._replace(damp=damp, held_out_ratios=ratios)
 
 
 def _largest_divisor(n: int, at_most: int) -> int:
@@ -315,22 +315,7 @@ def held_out_ratios(
     spec: GPTQ,
     layer: str = "layers",
 ) -> list[list[float]]:
-    """Held-out ratio of layers that read one input, on several held-out sets, from one sweep.
-
-    Parameters
-    ----------
-    weights : sequence of Tensor of shape (d_out_i, d_in)
-        Weights of the layers.
-    stats, spec, layer
-        As for :func:`held_out_ratio`.
-    held_out : sequence of InputStatistics
-        Statistics of each held-out set.
-
-    Returns
-    -------
-    list of list of float
-        For each held-out set, the ratio of each layer.
-    """
+    """Held-out ratio of layers that read one input, on several held-out sets, from one sweep."""
     W, sizes = torch.cat(list(weights)), [len(each) for each in weights]
     rounded = gptq_on_grid(W, stats, spec, layer, zeros_to_keep(weights, spec)).values, rtn_on_grid(W, spec).values
     deltas = [[gram_matrix(delta) for delta in (new - W).split(sizes)] for new in rounded]
@@ -342,21 +327,7 @@ def held_out_ratios(
 
 
 class DampChoice(NamedTuple):
-    """A damping, and how GPTQ fares with it on held-out rows.
-
-    Attributes
-    ----------
-    damp : float
-        Share of the mean diagonal.
-    ratios : list of float
-        :func:`held_out_ratio` of each layer.
-
-    Examples
-    --------
-    >>> from cola_lib.compress.gptq import DampChoice
-    >>> DampChoice(0.1, [0.8, 1.1]).damp
-    0.1
-    """
+    """A damping, and how GPTQ fares with it on held-out rows."""
 
     damp: float
     ratios: list[float]

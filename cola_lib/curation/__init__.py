@@ -3,7 +3,7 @@
 from cola_lib.curation.activation import CentroidDistance, OutlierCover, SpectralVolume
 from cola_lib.curation.base import STRATEGIES, Brief, Strategy, at_tokens, strategy
 from cola_lib.curation.baselines import Random, RandomTokens, ShuffledWords, UniformMix
-from cola_lib.curation.cola import Cola, activation_vectors, cover
+from cola_lib.curation.cola import Cola, Coverage, activation_vectors, cover
 from cola_lib.curation.composition import COLA_COMPOSITION, PLAIN, Candidate, Composition, candidates
 from cola_lib.curation.dataset import Curated, check_folder, compare, describe, measure, read_dataset, write_dataset
 from cola_lib.curation.generation import SelfCalibrated, SelfGenerated
@@ -28,6 +28,7 @@ __all__ = [
     "CentroidDistance",
     "Cola",
     "Composition",
+    "Coverage",
     "Curated",
     "InformationMix",
     "LengthMixture",

@@ -87,27 +87,6 @@ def cover(
 ) -> Coverage:
     """Choose the set of sources that covers a target best: COLA's first stage.
 
-    Parameters
-    ----------
-    pool : Pool
-        With the sources.
-    lm : LanguageModel
-        Its tokenizer counts tokens, its states embed texts unless another embedding is asked for.
-    target : Target
-        Whose weights are w_c.
-    seq_len : int
-        Most tokens of a text that the model reads for its embedding.
-    n_sources : int
-        Most sources to keep.
-    embedding : str
-        See :func:`~cola_lib.curation.embeddings.embed`.
-    seed : int
-        Seed for the choice of 100 texts of each source, and of each capability of the target.
-
-    Returns
-    -------
-    Coverage
-
     Notes
     -----
     As in the released code, 100 texts of each source are drawn at random and stand for it. Tokens are counted over
@@ -120,16 +99,6 @@ def cover(
     References
     ----------
     He et al., arXiv 2510.10618, and github.com/BokwaiHo/COLA. Their embedding is all-MiniLM-L6-v2.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, cover, deployment
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"bits": [Sample("1", "0110 1001", "bits")], "words": [Sample("2", "Haste makes waste.", "words")]})
-    >>> target = deployment({"language": [Sample("t", "Haste makes sense.", "target")]})
-    >>> cover(pool, tiny_model(), target, seq_len=16, n_sources=1, embedding="tfidf").chosen
-    ('words',)
     """
     rows, wanted = (of.whole_texts(lm.tokenizer, seq_len, N_TEXTS, seed) for of in (pool, target.pool))
     texts, asked = embed(embedding, lm, (pool, rows), (target.pool, wanted))

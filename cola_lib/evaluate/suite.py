@@ -291,49 +291,7 @@ def capability_suite(
     choices: Choices = "all",
     max_length: int = MAX_LENGTH,
 ) -> Suite:
-    """Draw a fixed sample of items for each capability.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        Of the model that will be evaluated; it decides how long an item is.
-    tokens_per_capability : int
-        Budget of *all* tokens that have to be run, context included, because those are what costs
-        time. A context that several choices share counts once.
-    seed : int
-        Of the sample. The same seed and budget give the same items; a smaller budget gives the first
-        items of a larger one.
-    capabilities : sequence of str
-        Which of :data:`CAPABILITIES` and :data:`LINES`.
-    balance : {"bytes", "items"}
-        ``"bytes"``: the next item comes from the task with the fewest scored bytes so far, so that each task has
-        about the same weight in the capability's bits per byte. ``"items"``: the tasks take turns, and
-        :data:`LINES` count in the capability that they belong to, as in the pilot's evidence.
-    choices : {"all", "gold"}
-        ``"gold"`` leaves the wrong choices out. Bits per byte are the same at less cost; there is no accuracy.
-    max_length : int
-        Items with a request of more tokens are left out, and counted in ``Suite.counts``.
-
-    Returns
-    -------
-    Suite
-        Capability by capability, each within the budget.
-
-    Raises
-    ------
-    UnknownNameError
-        If a capability, ``balance`` or ``choices`` is not known.
-    DataError
-        If the budget does not hold one item of each task of a capability.
-
-    Examples
-    --------
-    >>> from cola_lib.evaluate import capability_suite
-    >>> from cola_lib.models import byte_tokenizer
-    >>> suite = capability_suite(byte_tokenizer(), tokens_per_capability=2048, capabilities=["math"], max_length=400)
-    >>> suite.capabilities, {item.task for item in suite.items} == {"gsm8k", "math"}
-    (('math',), True)
-    """
+    """Draw a fixed sample of items for each capability."""
     _check_names(balance, choices)
     tasks = TASKS
     if balance == "bytes":

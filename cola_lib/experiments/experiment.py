@@ -44,24 +44,7 @@ RANDOM_TOKENS = "random tokens"
 
 
 class LabelledSet(NamedTuple):
-    """A calibration set that is built when its turn comes.
-
-    Parameters
-    ----------
-    build : callable
-        Makes the set.
-    labels : mapping of str to str, int, float, bool or None
-        What a reader calls it.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.experiments.experiment import LabelledSet
-    >>> from cola_lib.models import byte_tokenizer
-    >>> noise = LabelledSet(lambda: random_tokens_set(byte_tokenizer(), 4, 16), {"source": "noise", "draw": 0})
-    >>> noise.build().n_samples
-    4
-    """
+    """A calibration set that is built when its turn comes."""
 
     build: Callable[[], CalibrationSet]
     labels: Mapping[str, Label]

@@ -30,17 +30,7 @@ PER_WORKER, PER_SET, PER_CELL = "worker", "set", "cell"
 
 @dataclass(frozen=True)
 class InputShape:
-    """An input of a block, and the layers that read it.
-
-    Parameters
-    ----------
-    name : str
-        Of the input group.
-    d_in : int
-        Its width.
-    d_outs : tuple of int
-        Outputs of each layer.
-    """
+    """An input of a block, and the layers that read it."""
 
     name: str
     d_in: int
@@ -410,29 +400,6 @@ def compression_memory(
     batch_size: int = 8,
 ) -> dict[str, int]:
     """Bytes that compressing one model takes on the device that computes, at the moment at which it takes the most.
-
-    Parameters
-    ----------
-    shape : ModelShape
-        Of the model.
-    spec : Spec
-        The method.
-    n_samples, seq_len : int
-        Of the calibration set.
-    layer_errors : bool
-        Whether the layers' output errors are reported.
-    hold_out : bool
-        Whether GPTQ is judged on held-out rows, whose statistics are kept apart.
-    streamed : bool
-        One block on the device at a time; embeddings and the states between blocks wait in main memory.
-    batch_size : int
-        Rows that run at a time.
-
-    Returns
-    -------
-    dict of str to int
-        By what it is. What PyTorch and the allocator take on top is not in it. The originals of compressed blocks are
-        not kept.
 
     Notes
     -----

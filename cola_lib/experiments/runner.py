@@ -70,26 +70,7 @@ CHECKED_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class SpotCheck:
-    """A stored cell that was computed again.
-
-    Parameters
-    ----------
-    cell : str
-        Fingerprint.
-    description : str
-        Method, source and draw.
-    largest : float
-        Largest difference of a capability's bits per byte, as a share of the stored value. A random third of its items
-        is scored again.
-
-    Examples
-    --------
-    >>> from cola_lib.experiments import TOLERANCE
-    >>> from cola_lib.experiments.runner import SpotCheck
-    >>> check = SpotCheck("002f198e4ef079897ad1", "gptq 3-bit on c4, draw 1", largest=0.0001)
-    >>> check.largest < TOLERANCE
-    True
-    """
+    """A stored cell that was computed again."""
 
     cell: str
     description: str
@@ -98,41 +79,7 @@ class SpotCheck:
 
 @dataclass(frozen=True)
 class GridResult:
-    """The cells of a grid.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        One row per cell and item: ``cell``, :data:`CELL_COLUMNS`, :data:`SET_COLUMNS`, own labels, and the
-        columns of :func:`cola_lib.evaluate.evaluate`. A cell that reads no calibration data occurs once, with its
-        set's labels missing.
-    layers : pandas.DataFrame
-        One row per cell and compressed layer, with the same labels.
-    n_read, n_computed : int
-        Cells that were in the store, and cells computed now.
-    device : str
-        Where the computed ones were computed.
-    seconds : float
-        Wall time of the whole call.
-    checks : tuple of SpotCheck
-        Stored cells that were computed again, and agreed.
-    cells : mapping of str to mapping
-        The labels of each cell, by the name that it has in the store.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.evaluate import EvalItem, Suite
-    >>> from cola_lib.experiments import ResultStore, run_grid
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
-    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
-    >>> grid = run_grid(lm, [rows], [method_spec("wanda", sparsity=0.5)], suite, ResultStore("results"), progress=False)
-    >>> grid.n_computed, grid.n_read, len(grid.layers)
-    (2, 0, 14)
-    """
+    """The cells of a grid."""
 
     frame: pd.DataFrame
     layers: pd.DataFrame
@@ -219,78 +166,7 @@ def run_grid(
     eval_dtype: str | None = None,
     progress: bool = True,
 ) -> GridResult:
-    """Evaluate every method under every calibration set.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        Compressed and restored once per cell; at the end, and after an error, it is as it was.
-    calibration_sets : sequence of CalibrationSet or callable
-        A callable builds its set when its turn comes, so that a long grid holds one set at a time. Every set
-        is built, also where all its cells are stored: its fingerprint is that of its tokens.
-    specs : sequence of PruneSpec or QuantSpec
-        Methods. One that reads no calibration data is one cell, whatever the number of sets.
-    suite : Suite or None
-        What is measured. Without one the model is compressed and not run: ``frame`` is empty, and ``layers`` has the
-        errors on the calibration data and on the targets.
-    store : ResultStore
-        Read first; every computed cell is put there at once.
-    propagate : {"original", "compressed"}
-        ``"original"``: one walk per calibration set serves all methods. ``"compressed"``: one walk per cell.
-    labels : sequence of mapping, optional
-        For each calibration set, its own labels, for example ``{"source": "c4", "draw": 2}``; they come before those
-        that the set has by itself (:data:`SET_COLUMNS`).
-    dense : bool
-        Whether the untouched model is a cell too.
-    targets : mapping of str to CalibrationSet, optional
-        Inputs on which every layer's output error is measured as well, in the model's own statistics of them: columns
-        ``error_on_...`` of ``layers``. Part of a cell's name, since they are part of what it holds.
-    workspace : Workspace, optional
-        Give the same one to several grids on one model: what they share is computed once.
-    spot_check : bool
-        Compute one of the cells that were read again, and compare a random third of its items. It is drawn from
-        those that are cheap to compute.
-    tune : Tuning, optional
-        Train every compressed model further before it is evaluated; part of a cell's name, and of its label. The
-        dense model stays as it is.
-    eval_dtype : str, optional
-        Data type of the evaluation, such as ``"bfloat16"``; part of a cell's name. Default: the model's own.
-    progress : bool
-        Show a bar over cells, in a notebook or a terminal.
-
-    Returns
-    -------
-    GridResult
-
-    Raises
-    ------
-    SpecError
-        If a method does not fit the model, or the labels do not fit the sets; or if there is no suite and something
-        was asked for that needs one.
-    NumericsError
-        If a method fails on a set; the cells before it are kept. The note on the error names the cell.
-    StoreError
-        If the store cannot be read or written; found out before anything is computed.
-    EvidenceError
-        If the cell that is computed again differs from what is stored by more than :data:`TOLERANCE`.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.compress import method_spec
-    >>> from cola_lib.evaluate import EvalItem, Suite
-    >>> from cola_lib.experiments import ResultStore, run_grid
-    >>> from cola_lib.models import tiny_model
-    >>> lm = tiny_model()
-    >>> suite = Suite((EvalItem("1", "language", "proverbs", "Still waters", (" run deep.",)),))
-    >>> rows = random_tokens_set(lm.tokenizer, 2, 16)
-    >>> specs = [method_spec("wanda", sparsity=0.5), method_spec("gptq", bits=3, group_size=16)]
-    >>> for _ in range(2):
-    ...     grid = run_grid(lm, [rows], specs, suite, ResultStore("results"), progress=False)
-    ...     print(grid.n_computed, grid.n_read)
-    3 0
-    0 3
-    """
+    """Evaluate every method under every calibration set."""
     began = time.perf_counter()
     if propagate not in PROPAGATE:
         raise UnknownNameError("propagate", str(propagate), PROPAGATE)
@@ -369,18 +245,7 @@ def list_cells(
     targets: Mapping[str, CalibrationSet] | None = None,
     eval_dtype: str | None = None,
 ) -> dict[str, bool]:
-    """Name the cells that :func:`run_grid` would read or compute, and compute none.
-
-    Parameters
-    ----------
-    lm, calibration_sets, specs, suite, store, propagate, labels, dense, targets, eval_dtype
-        As in :func:`run_grid`.
-
-    Returns
-    -------
-    dict of str to bool
-        Whether each cell is in the store, by its name there.
-    """
+    """Name the cells that :func:`run_grid` would read or compute, and compute none."""
     grid = _Grid(lm, suite, store, propagate, targets or {}, Workspace(), None, eval_dtype)
     asked = _asked(grid, _labelled(calibration_sets, labels), [settle(lm, spec) for spec in specs], dense)
     return {cell.key.fingerprint: cell.key in store for cells, *_ in asked for cell in cells}
@@ -508,10 +373,7 @@ class _Grid:
     def _statistics(
         self, cell: _Cell, calibration: CalibrationSet | None
     ) -> tuple[LayerStatistics | None, LayerStatistics | None]:
-        """Walk the untouched model, unless each block is to read what the compressed ones before it give.
-
-        The second statistics are those of rows held out, for a method that chooses its damping on them.
-        """
+        """Walk the untouched model, unless each block is to read what the compressed ones before it give."""
         if calibration is None or self._propagate != "original":
             return None, None
         if not (isinstance(cell.spec, QuantSpec) and cell.spec.chooses_damp):
@@ -570,24 +432,7 @@ def each_set(
     desc: str,
     progress: bool = True,
 ) -> Iterator[tuple[CalibrationSet, Mapping[str, Label], CellResult, bool]]:
-    """Read one result for each calibration set, or compute it and put it in the store at once.
-
-    Parameters
-    ----------
-    calibration_sets, labels, store, progress
-        As in :func:`run_grid`.
-    key : callable
-        Names a set's result.
-    compute : callable
-        Makes it, from the set, the name and the set's labels.
-    desc : str
-        Of the bar.
-
-    Yields
-    ------
-    (CalibrationSet, mapping, CellResult, bool)
-        The set, its labels, the result, and whether it was stored.
-    """
+    """Read one result for each calibration set, or compute it and put it in the store at once."""
     pairs = _labelled(calibration_sets, labels)
     for build, own in tqdm(pairs, unit="set", desc=desc, disable=not progress):
         calibration = build() if callable(build) else build
@@ -611,13 +456,7 @@ def _labelled(
 
 
 def set_labels(calibration: CalibrationSet) -> dict[str, Label]:
-    """Labels that a calibration set has by itself: :data:`SET_COLUMNS`.
-
-    Parameters
-    ----------
-    calibration : CalibrationSet
-        Any.
-    """
+    """Labels that a calibration set has by itself: :data:`SET_COLUMNS`."""
     return {
         "source": calibration.name,
         "draw": calibration.draw,
@@ -668,13 +507,7 @@ def _union(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def stack(frames: Iterator[pd.DataFrame]) -> pd.DataFrame:
-    """Stack the tables that have rows.
-
-    Parameters
-    ----------
-    frames : iterator of pandas.DataFrame
-        Any.
-    """
+    """Stack the tables that have rows."""
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 

@@ -24,30 +24,7 @@ from cola_lib.registry import revisions
 
 @dataclass(frozen=True)
 class Selection:
-    """A chosen set.
-
-    Parameters
-    ----------
-    rows : CalibrationSet
-        The set.
-    seconds : float
-        What choosing took, with everything that was not measured on the pool before.
-    stored : bool
-        Whether it was in the store.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, strategy
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.experiments import ResultStore, select
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
-    >>> for _ in range(2):
-    ...     found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
-    ...     print(found.rows.n_samples, found.stored)
-    2 False
-    2 True
-    """
+    """A chosen set."""
 
     rows: CalibrationSet
     seconds: float
@@ -67,44 +44,7 @@ def select(
     seed: int = 0,
     draw: int = 0,
 ) -> Selection:
-    """Let a strategy choose, once.
-
-    Parameters
-    ----------
-    lm : LanguageModel
-        The untouched model.
-    chooser : Strategy
-        Of :data:`cola_lib.curation.STRATEGIES`.
-    pool : Pool
-        What it chooses from.
-    store : ResultStore
-        Read first; a new choice is put there.
-    seq_len : int
-        Most tokens of a row.
-    n_samples, n_tokens : int, optional
-        Size of the set: its rows, or its effective tokens. One of them.
-    target : Target, optional
-        What the set is for; it does not count for strategies that read none.
-    seed : int
-        Of the strategy's generator.
-    draw : int
-        Which of several pools it is; a label.
-
-    Returns
-    -------
-    Selection
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, strategy
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.experiments import ResultStore, select
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"mine": [Sample(str(i), f"Line {i} of a song.", "mine") for i in range(4)]})
-    >>> found = select(tiny_model(), strategy("random"), pool, ResultStore("results"), seq_len=16, n_samples=2)
-    >>> found.rows.name, found.stored
-    ('random', False)
-    """
+    """Let a strategy choose, once."""
     target = target if chooser.needs_target else None
     key = selection_key(lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
 
@@ -143,29 +83,7 @@ def selection_key(
     target: Target | None,
     seed: int,
 ) -> CellKey:
-    """Name a choice by everything that decides it.
-
-    Parameters
-    ----------
-    lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed
-        As in :func:`select`.
-
-    Returns
-    -------
-    CellKey
-        Of the choice.
-
-    Examples
-    --------
-    >>> from cola_lib.curation import Pool, strategy
-    >>> from cola_lib.data import Sample
-    >>> from cola_lib.experiments.selection import selection_key
-    >>> from cola_lib.models import tiny_model
-    >>> pool = Pool({"mine": [Sample("1", "Haste makes waste.", "mine")]})
-    >>> asked = {"seq_len": 16, "n_samples": 1, "n_tokens": None, "target": None, "seed": 0}
-    >>> selection_key(tiny_model(), strategy("random"), pool, **asked).spec["strategy"]
-    'random'
-    """
+    """Name a choice by everything that decides it."""
     revision = chooser.choice_revision
     own = {"revision": revision} if revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
@@ -181,13 +99,7 @@ def selection_key(
 
 
 def target_names(target: Target) -> dict[str, str]:
-    """Name what decides a target: for each capability its texts and its weight.
-
-    Parameters
-    ----------
-    target : Target
-        Any.
-    """
+    """Name what decides a target: for each capability its texts and its weight."""
     held = {capability: [text.fingerprint for text in texts] for capability, texts in target.texts.items()}
     return {name: fingerprint([held[name], target.weights[name]]) for name in sorted(held)}
 

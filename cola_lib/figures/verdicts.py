@@ -23,31 +23,7 @@ REACH = 1.25
 
 
 def verdict_strip(table: pd.DataFrame, *, xlabel: str) -> Figure:
-    """Draw every part of every claim: estimate, interval, verdict.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``claim``, ``value``, ``low``, ``high`` and ``verdict``; values are shares, drawn in per cent. Parts of
-        a claim are drawn from its largest value down.
-    xlabel : str
-        What the horizontal axis shows.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.figures.verdicts import verdict_strip
-    >>> table = pd.DataFrame({"claim": ["C1", "C8"], "value": [0.03, -0.01]})
-    >>> table["verdict"] = ["reproduced", "not reproduced"]
-    >>> table = table.assign(low=table["value"] - 0.01, high=table["value"] + 0.01)
-    >>> figure = verdict_strip(table, xlabel="gain (%)")
-    >>> len(figure.axes)
-    1
-    """
+    """Draw every part of every claim: estimate, interval, verdict."""
     claims = list(dict.fromkeys(table["claim"]))
     reach = REACH * 100 * max(float(table["value"].abs().max()), MARGIN)
     figure, axis = plt.subplots(figsize=(8.5, 0.11 * len(table) + 0.35 * len(claims) + 1.2), layout="constrained")
@@ -138,26 +114,7 @@ def primary_strip(table: pd.DataFrame, *, xlabel: str = "primary number (%), sig
 
 
 def verdict_chances(table: pd.DataFrame) -> Figure:
-    """Draw the chances of each verdict by the true effect.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`cola_lib.analysis.verdict_chances`, with a column ``panel`` of titles. Effects are logarithms, drawn
-        in per cent.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from cola_lib.figures import verdict_chances
-    >>> table = pd.DataFrame({"effect": [0.0, 0.0], "verdict": ["reproduced", "undecided"], "share": [0.0, 1.0]})
-    >>> len(verdict_chances(table.assign(panel="3 draws")).axes)
-    1
-    """
+    """Draw the chances of each verdict by the true effect."""
     panels = list(dict.fromkeys(table["panel"]))
     palette = sns.color_palette("colorblind")
     figure, axes = plt.subplots(1, len(panels), figsize=(8.5, 2.7), layout="constrained", sharey=True, squeeze=False)

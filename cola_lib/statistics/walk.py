@@ -29,23 +29,7 @@ Seen = TypeVar("Seen", bound=ChannelSums, covariant=True)
 
 @dataclass
 class Batch:
-    """Some rows of the calibration set on their way through the model.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (n_rows, seq_len, d_model)
-        What the next block will read. It waits with the model's embeddings: in pinned main memory if blocks are
-        streamed to a GPU.
-    arguments : list of dict
-        Keyword arguments that the model passes to each block: masks, positions, rotary tables.
-    real : Tensor of shape (n_tokens,), int64, or None
-        Places of the real tokens among all; ``None`` when all are. A mask would be read back for every input of every
-        block, to learn how many tokens it leaves.
-    weights : Tensor of shape (n_tokens,), float32, or None
-        How much each real token counts in the statistics; ``None`` when all count 1.
-    total : float or None
-        Sum of the weights.
-    """
+    """Some rows of the calibration set on their way through the model."""
 
     hidden: Tensor
     arguments: list[dict[str, Any]]
@@ -56,31 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BlockStep(Generic[Seen]):
-    """A block that the walk has arrived at.
-
-    Parameters
-    ----------
-    index : int
-        Position of the block.
-    name : str
-        Qualified name, for messages.
-    block : nn.Module
-        Its weights may be changed before the walk is resumed. Only until then are they sure to be in memory.
-    statistics : mapping of str to InputStatistics, or to ChannelStatistics
-        By input group.
-    held_out : mapping of str to InputStatistics, or to ChannelStatistics, optional
-        The same of the held-out rows, if there are any.
-
-    Examples
-    --------
-    >>> from cola_lib.calibration import random_tokens_set
-    >>> from cola_lib.models import tiny_model
-    >>> from cola_lib.statistics import walk
-    >>> lm = tiny_model()
-    >>> step = next(walk(lm, random_tokens_set(lm.tokenizer, 2, 16), progress=False))
-    >>> step.name, sorted(step.statistics)
-    ('model.layers.0', ['attn_in', 'attn_out', 'mlp_down', 'mlp_in'])
-    """
+    """A block that the walk has arrived at."""
 
     index: int
     name: str
@@ -106,11 +66,7 @@ def _recorded(blocks: nn.ModuleList, calls: list[tuple[Tensor, dict[str, Any]]])
 
 @fast_products()
 def _embed(lm: LanguageModel, rows: CalibrationSet) -> Batch:
-    """Run everything before the first block, and learn what the model hands to each block.
-
-    The model itself prepares masks, positions and rotary tables, per block where its kind differs
-    (sliding and full attention, say), so nothing of that is written again here.
-    """
+    """Run everything before the first block, and learn what the model hands to each block."""
     calls: list[tuple[Tensor, dict[str, Any]]] = []
     mask = rows.attention_mask.bool()
     full = bool(mask.all())
@@ -163,11 +119,7 @@ def _stop(*_: object) -> None:
 def _watched(
     lm: LanguageModel, name: str, block: nn.Module, current: list[Batch], *, gram: bool, whole: bool
 ) -> Iterator[dict[str, InputStatistics] | dict[str, ChannelStatistics]]:
-    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch.
-
-    Unless the ``whole`` block is to run, it is left with :class:`_AllSeen` at the input of its last layers, which are
-    a quarter of its arithmetic.
-    """
+    """Sum the statistics of each input group while the block runs; ``current`` holds the running batch."""
     statistics: dict[str, Any] = {}
 
     def real(tensor: Tensor) -> Tensor:

@@ -18,33 +18,7 @@ from cola_lib.analysis.scores import Condition
 
 @dataclass(frozen=True)
 class World:
-    """An evaluation whose truth is known: two sets that do not differ, and others that lend their variances.
-
-    Parameters
-    ----------
-    n_draws : int
-        Draws of each set.
-    n_sets : int
-        The first two are compared.
-    n_methods, n_capabilities : int
-        Every pair of them is a part of the primary number.
-    n_items : int
-        Items of each capability, in two tasks.
-    draw_sd, item_sd, interaction_sd : float
-        Standard deviations of a score, as a share: between draws, of an item under a set, of an item under one draw.
-        Half of each variance is common to all methods.
-    tails : {"normal", "t4"}
-        Distribution of draws.
-    spread : {"equal", "chi2"}
-        Whether sets vary alike between draws, or with variances that are scaled inverse chi-square with 4 degrees of
-        freedom.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import World
-    >>> World(n_draws=3).draw_sd
-    0.02
-    """
+    """An evaluation whose truth is known: two sets that do not differ, and others that lend their variances."""
 
     n_draws: int = 10
     n_sets: int = 6
@@ -58,13 +32,7 @@ class World:
     spread: Literal["equal", "chi2"] = "equal"
 
     def contrast(self, chance: np.random.Generator) -> Interval:
-        """Simulate the evaluation once, and estimate the primary number, whose truth is 0.
-
-        Parameters
-        ----------
-        chance : numpy.random.Generator
-            For everything.
-        """
+        """Simulate the evaluation once, and estimate the primary number, whose truth is 0."""
         sets = [self._set(chance) for _ in range(self.n_sets)]
         weights = dict.fromkeys(sets[0], 1 / len(sets[0]))
         first, second, *others = sets
@@ -104,85 +72,19 @@ class World:
 
 
 def simulated_intervals(world: World, n: int, chance: np.random.Generator) -> list[Interval]:
-    """Estimate a primary number whose truth is 0, again and again.
-
-    Parameters
-    ----------
-    world : World
-        What is simulated.
-    n : int
-        How often.
-    chance : numpy.random.Generator
-        For everything.
-
-    Returns
-    -------
-    list of Interval
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cola_lib.analysis import World, simulated_intervals
-    >>> intervals = simulated_intervals(World(n_draws=3), 2, np.random.default_rng(0))
-    >>> [interval.n_draws for interval in intervals]
-    [3, 3]
-    """
+    """Estimate a primary number whose truth is 0, again and again."""
     return [world.contrast(chance) for _ in range(n)]
 
 
 def coverage(intervals: Sequence[Interval], level: float = 0.95) -> float:
-    """Share of intervals that hold 0.
-
-    Parameters
-    ----------
-    intervals : sequence of Interval
-        From :func:`simulated_intervals`.
-    level : float
-        Of the intervals.
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import coverage
-    >>> from cola_lib.analysis.inference import Interval
-    >>> coverage([Interval(value, 0.01, 20, 0.01, 0.0, 10, 40) for value in (-0.01, 0.05)])
-    0.5
-    """
+    """Share of intervals that hold 0."""
     return float(np.mean([low <= 0 <= high for low, high in (one.ends(level) for one in intervals)]))
 
 
 def verdict_chances(
     intervals: Sequence[Interval], effects: Iterable[float], *, margin: float = 0.005, family: int = len(RULES)
 ) -> pd.DataFrame:
-    """Chances of each verdict by the true effect.
-
-    Parameters
-    ----------
-    intervals : sequence of Interval
-        From :func:`simulated_intervals`; an effect only shifts them.
-    effects : iterable of float
-        True primary numbers, as logarithms.
-    margin : float
-        Of the claim.
-    family : int
-        Primary numbers that Holm's correction is over. All others are taken to be undecided, its strictest case.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``effect``, ``verdict``, ``share``.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import verdict_chances
-    >>> from cola_lib.analysis.inference import Interval
-    >>> table = verdict_chances([Interval(0.0, 0.005, 20, 0.005, 0.0, 10, 40)], [0.05])
-    >>> table[table["share"] > 0]["verdict"].tolist()
-    ['reproduced']
-    """
+    """Chances of each verdict by the true effect."""
     rows = []
     for effect in effects:
         verdicts = []

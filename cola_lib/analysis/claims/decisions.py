@@ -20,14 +20,7 @@ LEVEL = 0.05
 
 
 class Decision(StrEnum):
-    """What the evidence says of a claim's primary number.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Decision
-    >>> [str(decision) for decision in Decision]
-    ['reproduced', 'reversed', 'negligible', 'undecided']
-    """
+    """What the evidence says of a claim's primary number."""
 
     REPRODUCED = "reproduced"
     REVERSED = "reversed"
@@ -37,38 +30,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Primary:
-    """The primary number of a claim, and what it comes to.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`RULES`.
-    number : Estimated
-        Mean over the parts.
-    parts : tuple of Estimated
-        Each by itself; they are exploratory.
-    margin : float
-        Effects up to here are negligible, on the scale of the number.
-    within : bool
-        Whether the claim says that the number lies within the margin, and not that it is above 0.
-    cells : tuple of str
-        Fingerprints of the cells behind it.
-    p_holm : float, optional
-        Two-sided p-value, corrected for all primary numbers of the book.
-    decision : Decision, optional
-        Once judged.
-    recovered : Estimated, optional
-        Share of the damage that the better sets recover, where the claim compares sets. It is reported, not judged.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Primary, judged
-    >>> from cola_lib.analysis.inference import Estimated
-    >>> from cola_lib.analysis.inference import Interval
-    >>> number = Estimated("C4 over Wikipedia", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40))
-    >>> [str(one.decision) for one in judged([Primary("C5", number, (), margin=0.005)])]
-    ['reproduced']
-    """
+    """The primary number of a claim, and what it comes to."""
 
     claim: str
     number: Estimated
@@ -100,19 +62,6 @@ class Primary:
 
 def generality(number: Estimated, parts: Sequence[Estimated]) -> str:
     """Say whether an effect is the same in all parts.
-
-    Parameters
-    ----------
-    number : Estimated
-        Mean of the parts.
-    parts : sequence of Estimated
-        By themselves.
-
-    Returns
-    -------
-    str
-        ``"uniform"`` if the upper end of the 95 % interval of the spread between parts is below half of the mean;
-        ``"mixed"`` if the parts differ by Cochran's Q at 5 %; otherwise ``"unknown"``, as with fewer than three parts.
 
     Notes
     -----
@@ -172,19 +121,7 @@ def judged(numbers: Sequence[Primary]) -> Iterator[Primary]:
 
 
 def decide(number: Primary, p_holm: float) -> Decision:
-    """Decide on one primary number.
-
-    Parameters
-    ----------
-    number : Primary
-        Not judged yet.
-    p_holm : float
-        Its p-value, corrected for all primary numbers of the book.
-
-    Returns
-    -------
-    Decision
-    """
+    """Decide on one primary number."""
     interval, (low, high) = number.number.interval, number.number.interval.ends()
     if interval.n_draws < LEAST_DRAWS:
         return Decision.UNDECIDED

@@ -227,32 +227,7 @@ def _c18_trained(sets: Sets) -> list[Contrast]:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a claim's primary number is made, and what it is judged by.
-
-    Parameters
-    ----------
-    parts : callable
-        From the sets of a store to the contrasts whose mean is the number.
-    margin : float
-        Effects up to here are negligible.
-    nested : bool
-        Whether the sets of a contrast are cut from the same texts.
-    within : bool
-        Whether the claim says that the number lies within the margin.
-    draws : int
-        Of each set, in the confirmation. Nobody looks at a number that has fewer.
-    recovers : {"reported", "judged", "no"}
-        Whether the share of the damage that is recovered is shown beside the number, is the number (that of pruning
-        minus that of quantization), or makes no sense.
-    about : str
-        What tells the claim's primary numbers apart, if it has several.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis.claims.primaries import RULES
-    >>> RULES["C15"].margin, RULES["C15"].draws
-    (0.02, 12)
-    """
+    """How a claim's primary number is made, and what it is judged by."""
 
     parts: Callable[[Sets], list[Contrast]]
     margin: float = 0.005
@@ -287,32 +262,13 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 def title(claim: str) -> str:
-    """Name a primary number as a reader knows it.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`RULES`.
-    """
+    """Name a primary number as a reader knows it."""
     text = CLAIMS[claim.rstrip("ab")].title
     return f"{text}, {RULES[claim].about}" if claim in RULES and RULES[claim].about else text
 
 
 def primary(claim: str, sets: Sets) -> Primary:
-    """Compute the primary number of a claim.
-
-    Parameters
-    ----------
-    claim : str
-        Key of :data:`RULES`.
-    sets : Sets
-        Scores.
-
-    Raises
-    ------
-    DataError
-        If sets that the claim needs have not been evaluated.
-    """
+    """Compute the primary number of a claim."""
     rule = RULES[claim]
     parts = rule.parts(sets)
     mean: Weights = {}
@@ -357,32 +313,7 @@ def _recovered(sets: Sets, parts: Sequence[Contrast], nested: bool) -> Estimated
 
 
 def primaries(frame: pd.DataFrame, *, complete: bool = False) -> tuple[dict[str, Primary], dict[str, str]]:
-    """Compute and judge the primary number of every claim that a frame of scores can judge.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Tidy scores of one model, from a store.
-    complete : bool
-        Whether numbers with fewer draws than their rule names stay hidden, as those of a confirmation do.
-
-    Returns
-    -------
-    primaries : dict of str to Primary
-        By claim, judged together.
-    missing : dict of str to str
-        For each other claim of :data:`RULES`, what its number lacks.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import primaries, simulated_grid
-    >>> shape = {"seq_len": 256, "layout": "pack", "format": "text", "capability": "code"}
-    >>> losses = {"c4": 0.05, "wikipedia": 0.15}
-    >>> frame = simulated_grid([{"source": source, "loss": loss} | shape for source, loss in losses.items()])
-    >>> found, missing = primaries(frame)
-    >>> {claim: str(number.decision) for claim, number in found.items()}
-    {'C5': 'reproduced'}
-    """
+    """Compute and judge the primary number of every claim that a frame of scores can judge."""
     sets = Sets(frame)
     found: dict[str, Primary] = {}
     missing: dict[str, str] = {}
@@ -490,24 +421,7 @@ def part_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
 
 
 def primary_markdown(stages: Mapping[str, Mapping[str, Primary]]) -> str:
-    """Write primary numbers as a table for a README, one row per claim.
-
-    Parameters
-    ----------
-    stages : mapping of str to mapping of str to Primary
-        As in :func:`primary_table`; each stage gets a pair of columns.
-
-    Returns
-    -------
-    str
-        Markdown.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import primary_markdown
-    >>> print(primary_markdown({"pilot": {}, "confirmation": {}}).splitlines()[0])
-    | claim | paper | pilot | verdict | confirmation | verdict |
-    """
+    """Write primary numbers as a table for a README, one row per claim."""
     heads = "".join(f" {stage} | verdict |" for stage in stages)
     lines = [f"| claim | paper |{heads}", "|---|---|" + "---|---|" * len(stages)]
     for claim in RULES:

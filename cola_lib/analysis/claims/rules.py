@@ -6,14 +6,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What our evidence says of a claim.
-
-    Examples
-    --------
-    >>> from cola_lib.analysis import Verdict
-    >>> [str(verdict) for verdict in Verdict]
-    ['reproduced', 'not reproduced', 'undecided at this power']
-    """
+    """What our evidence says of a claim."""
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
