@@ -337,7 +337,7 @@ def test_relations_are_kept_apart():
     assert table.loc[("same source", "0.1"), "value"] == pytest.approx(0.5, rel=0.01)
     assert table.loc[("other source", "0.1"), "value"] == pytest.approx(1.2, rel=0.01)
     assert table.loc[("random tokens", "auto"), "losing"] == 1
-    assert losing_layers(layers).to_dict() == {("q_proj", 8, 0.1): 1.0, ("q_proj", 8, 0.3): 1.0}
+    assert losing_layers(layers).to_dict() == {("q_proj", 8, "0.1"): 1.0, ("q_proj", 8, "0.3"): 1.0}
 
 
 def test_scores_are_means_of_log_ratios(grid):

@@ -160,7 +160,8 @@ def losing_layers(layers: pd.DataFrame) -> pd.Series:
     Returns
     -------
     pandas.Series
-        Over draws, blocks and pairs of sources; indexed by ``kind`` (such as ``"down_proj"``), ``amount`` and ``damp``.
+        Over draws, blocks and pairs of sources; indexed by ``kind`` (such as ``"down_proj"``), ``amount`` and ``damp``
+        (a text).
 
     Examples
     --------
@@ -168,12 +169,13 @@ def losing_layers(layers: pd.DataFrame) -> pd.Series:
     >>> from cola_lib.analysis import losing_layers
     >>> one = {"source": "c4", "target": "code", "amount": 8, "damp": 0.1, "layer": "blocks.0.mlp.down_proj"}
     >>> losing_layers(pd.DataFrame([{**one, "ratio": 0.5}, {**one, "ratio": 2.0}])).to_dict()
-    {('down_proj', 8, 0.1): 0.5}
+    {('down_proj', 8, '0.1'): 0.5}
     """
     source, target = layers["source"], layers["target"]
     other = layers[source.ne(RANDOM_TOKENS) & ~target.isin([RANDOM_TOKENS, SEEN]) & source.ne(target)]
     kind = other["layer"].str.rsplit(".", n=1).str[-1].rename("kind")
-    return other["ratio"].gt(1).groupby([kind, other["amount"], other["damp"]]).mean()
+    damp = other["damp"].map("{:g}".format)  # packed results hold float32
+    return other["ratio"].gt(1).groupby([kind, other["amount"], damp]).mean()
 
 
 MARGIN = 0.01
