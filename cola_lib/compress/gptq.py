@@ -100,7 +100,8 @@ class GPTQ(QuantSpec):
         zeros = zeros_to_keep(problem.weights, spec)
         stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
         solution = Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
-        return solution._replace(damp=spec.damp, held_out_ratios=ratios)
+        used = None if isinstance(spec.damp, str) else spec.damp  # a text has been refused above
+        return solution._replace(damp=used, held_out_ratios=ratios)
 
 
 def _largest_divisor(n: int, at_most: int) -> int:

@@ -89,7 +89,7 @@ def curate(
             raise SpecError(f"options belong to a strategy's name; {chooser.label} has its own already")
         defaults = {option.name: option.default for option in fields(chooser)}
         options = {name: getattr(chooser, name) for name in defaults if getattr(chooser, name) != defaults[name]}
-        chooser, made = chooser.name, chooser
+        made = chooser
     else:
         made = strategy(chooser, **(options or {}))
     aim = load_target(target, seed=seed) if isinstance(target, str) else target
@@ -102,7 +102,7 @@ def curate(
         rows = made.select(pool, lm, n_samples=n_samples, seq_len=seq_len, target=aim, generator=generator)
     drawn = "" if limit is None else f" (at most {limit:,} texts, drawn by the seed)"
     facts = {
-        "strategy": chooser,
+        "strategy": made.name,
         "options": dict(options or {}),
         "target": aim.name if aim else "none",
         "model": f"{lm.name} ({lm.fingerprint})",
