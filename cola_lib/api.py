@@ -21,11 +21,11 @@ from cola_lib import calibration, curation, export
 from cola_lib.arithmetic import measured_products
 from cola_lib.calibration import CalibrationSet, Format, Layout
 from cola_lib.compress import CompressionReport, QuantSpec, Spec
-from cola_lib.compress import compress as compress_blocks
+from cola_lib.compress import compress as compress_layers
 from cola_lib.curation import Curated, Strategy, Target
 from cola_lib.errors import DataError
 from cola_lib.evaluate import CAPABILITIES, LINES, Suite, capability_suite
-from cola_lib.evaluate import evaluate as evaluate_suite
+from cola_lib.evaluate import evaluate as score_items
 from cola_lib.evaluate.harness import HarnessResult, HarnessSuite, run_harness
 from cola_lib.folders import write_json
 from cola_lib.models import LanguageModel, load_model, resolve_dtype
@@ -291,7 +291,7 @@ def compress(
         rows = rows.rows
     if keep_codes is None:
         keep_codes = isinstance(spec, QuantSpec) and spec.act_bits is not None and lm.streamed is None
-    report = compress_blocks(
+    report = compress_layers(
         lm,
         spec,
         rows,
@@ -508,7 +508,7 @@ def evaluate(
         )
     began = time.perf_counter()
     computed = resolve_dtype(dtype, lm.device) if dtype else lm.dtype
-    scores = evaluate_suite(lm, suite, dtype=computed, progress=progress)
+    scores = score_items(lm, suite, dtype=computed, progress=progress)
     return Evaluation(
         scores,
         lm.name,

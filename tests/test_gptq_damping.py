@@ -163,7 +163,7 @@ def test_a_walk_visits_the_blocks_that_were_asked_for(lm, rows):
 
 @pytest.mark.parametrize("propagate", ["original", "compressed"])
 def test_auto_solves_with_all_rows_and_the_chosen_damping(lm, rows, propagate, monkeypatch):
-    monkeypatch.setattr("cola_lib.compress.block.choose_damp", lambda weights, *_: (0.3, [2.0] * len(weights)))
+    monkeypatch.setattr("cola_lib.compress.gptq.choose_damp", lambda weights, *_: (0.3, [2.0] * len(weights)))
     report = compress(lm, AUTO, rows, propagate=propagate, progress=False)
     other = tiny_model()
     compress(other, fixed(0.3), rows, propagate=propagate, progress=False)

@@ -93,14 +93,15 @@ class GPTQ(QuantSpec):
 
     def solve(self, problem: Problem) -> Solution:
         """Round the layers in one sweep over the columns of their common input: rows do not depend on each other."""
-        damp, spec, ratios = None if isinstance(self.damp, str) else self.damp, self, None
+        spec, ratios = self, None
         if problem.parts is not None:
             damp, ratios = choose_damp(problem.weights, *problem.parts, self, problem.layers[0])
             spec = replace(self, damp=damp)
         zeros = zeros_to_keep(problem.weights, spec)
         stacked = gptq_on_grid(torch.cat(problem.weights), problem.statistics, spec, problem.layers[0], zeros)
         solution = Solution.on_grid(stacked.split([W.shape[0] for W in problem.weights]))
-        return solution._replace(damp=damp, held_out_ratios=ratios)
+        used = None if isinstance(spec.damp, str) else spec.damp  # a text has been refused above
+        return solution._replace(damp=used, held_out_ratios=ratios)
 
 
 def _largest_divisor(n: int, at_most: int) -> int:

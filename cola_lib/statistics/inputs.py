@@ -139,10 +139,35 @@ class ChannelStatistics(ChannelSums):
 class InputStatistics(ChannelSums):
     """Sums over the tokens that one input of a block has seen.
 
+    Parameters
+    ----------
+    gram : Tensor of shape (d_in, d_in), float32
+        XᵀX, for inputs X of shape (n_tokens, d_in).
+    abs_sum : Tensor of shape (d_in,), float32
+        Σ|x| of each channel.
+    n_tokens : float
+        Tokens summed; a weighted mixture makes it fractional.
+    abs_max : Tensor of shape (d_in,), float32, or None
+        max|x| of each channel over the tokens that count at all. ``None`` where it is not known, as in files that were
+        written before it was gathered: a maximum cannot be had from sums. See :meth:`channel_max`.
+
     Notes
     -----
     Sums add, so statistics of a mixture are the weighted sum of its parts' statistics. Maxima do not: that of a mixture
     is the largest of its parts', whatever their positive weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cola_lib.statistics import InputStatistics
+    >>> stats = InputStatistics.empty(2)
+    >>> stats.update(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
+    >>> stats.gram.tolist(), stats.n_tokens
+    ([[25.0, 4.0], [4.0, 1.0]], 2.0)
+    >>> stats.input_norm().tolist()
+    [5.0, 1.0]
+    >>> (stats + stats).n_tokens
+    4.0
     """
 
     gram: Tensor
@@ -155,12 +180,26 @@ class InputStatistics(ChannelSums):
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> InputStatistics:
-        """Return statistics of no tokens at all."""
+        """Return statistics of no tokens at all.
+
+        Parameters
+        ----------
+        d_in : int
+            Width of the input.
+        device : torch.device
+            Where the sums live.
+        """
         gram, abs_sum = torch.zeros(d_in, d_in, device=device), torch.zeros(d_in, device=device)
         return cls(gram, abs_sum, 0.0, torch.zeros_like(abs_sum))
 
     def to(self, device: torch.device) -> InputStatistics:
-        """Return the statistics on a device: these very ones, with the factors they keep, if they are there."""
+        """Return the statistics on a device: these very ones, with the factors they keep, if they are there.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the sums are wanted.
+        """
         gram = self.gram.to(device)
         if gram is self.gram:  # devices do not compare: "cuda" is not equal to "cuda:0"
             return self
@@ -168,7 +207,17 @@ class InputStatistics(ChannelSums):
         return InputStatistics(gram, self.abs_sum.to(device), self.n_tokens, abs_max, _watched=dict(self._watched))
 
     def update(self, X: Tensor, weights: Tensor | None = None, total: float | None = None) -> None:
-        """Add tokens, in place."""
+        """Add tokens, in place.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_tokens, d_in)
+            Real tokens only, without padding.
+        weights : Tensor of shape (n_tokens,), optional
+            How much each counts. Default: 1. A token of weight 0 is not seen by the maximum either.
+        total : float, optional
+            Sum of the weights, where it is known: it need not be read from the device then.
+        """
         if not X.is_cuda or weights is not None or X.dtype not in (torch.bfloat16, torch.float16):
             X = X.float()
         self.forget_factors()
@@ -186,11 +235,27 @@ class InputStatistics(ChannelSums):
         return self.gram * (2.0 / self.n_tokens)
 
     def output_energy(self, W: Tensor) -> float:
-        """Sum of squares that a weight makes of these inputs: tr(W·XᵀX·Wᵀ)."""
+        """Sum of squares that a weight makes of these inputs: tr(W·XᵀX·Wᵀ).
+
+        Parameters
+        ----------
+        W : Tensor of shape (d_out, d_in)
+            A weight, or the difference of two.
+        """
         return float(self.energy_under(gram_matrix(W.float())))
 
     def energy_under(self, weight_gram: Tensor) -> Tensor:
         """Sum of squares that a weight makes of these inputs, from its own Gram matrix: tr(WᵀW·XᵀX).
+
+        Parameters
+        ----------
+        weight_gram : Tensor of shape (d_in, d_in), float32
+            WᵀW of a weight, or of the difference of two.
+
+        Returns
+        -------
+        Tensor of shape (), float64
+            On the device, where nobody has to wait for it.
 
         Notes
         -----
@@ -200,7 +265,17 @@ class InputStatistics(ChannelSums):
         return torch.linalg.vecdot(weight_gram, self.gram).sum(dtype=torch.float64)
 
     def watch_outputs(self, layer: str, Y: Tensor, weights: Tensor | None = None) -> None:
-        """Add up what a layer makes of the tokens that :meth:`update` was given last."""
+        """Add up what a layer makes of the tokens that :meth:`update` was given last.
+
+        Parameters
+        ----------
+        layer : str
+            Its qualified name.
+        Y : Tensor of shape (n_tokens, d_out)
+            Outputs without bias.
+        weights : Tensor of shape (n_tokens,), optional
+            As given to :meth:`update`.
+        """
         Y = Y.float()
         squares = torch.linalg.vecdot(Y, Y)
         value = (squares if weights is None else squares * weights).sum(dtype=torch.float64)
@@ -210,6 +285,18 @@ class InputStatistics(ChannelSums):
 
     def energy_of(self, layer: str, W: Tensor) -> Tensor:
         """Energy that a layer of the untouched model makes of these inputs.
+
+        Parameters
+        ----------
+        layer : str
+            Its qualified name.
+        W : Tensor of shape (d_out, d_in)
+            Its weight before compression.
+
+        Returns
+        -------
+        Tensor of shape (), float64
+            On the device.
 
         Notes
         -----
@@ -225,6 +312,28 @@ class InputStatistics(ChannelSums):
 
     def inverse_factor(self, damp: float, layer: str, *, act_order: bool = False) -> tuple[Tensor, Tensor]:
         """Upper Cholesky factor of the inverse of the damped Hessian, and the column order it is in.
+
+        Parameters
+        ----------
+        damp : float
+            Share of the mean diagonal that is added to the diagonal.
+        layer : str
+            Name for the error message.
+        act_order : bool
+            Order the columns by falling diagonal, as GPTQ's activation order does. Dead channels come last.
+
+        Returns
+        -------
+        U : Tensor of shape (d_in, d_in), float32
+            UᵀU = (H + damp·mean(diag H)·I)⁻¹, rows and columns in ``order``. The mean is over live channels, and a dead
+            channel, which is 0 on all tokens, has this mean as its diagonal.
+        order : Tensor of shape (d_in,), int64
+            ``order[i]`` is the column of the weight that comes at place i.
+
+        Raises
+        ------
+        NumericsError
+            If the matrix is singular after damping, or not finite.
 
         Notes
         -----
