@@ -6,7 +6,7 @@ SHELL   := bash
 
 PYTHON  ?= python3
 VENV    ?= .venv
-PROFILE ?= standard
+PROFILE ?= quick
 FRESH   ?=
 UPGRADE ?=
 PYTEST  ?=
@@ -40,13 +40,13 @@ TOOLS := llmcompressor gptqmodel
 .PHONY: help book plan notebooks html check-book pdf notebook evidence confirmation pack-confirmation test coverage interop assets setup lint format bench same-numbers same-findings size lock clean distclean
 
 help:  ## List the targets
-	@echo "Usage: make TARGET [PROFILE=standard] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
-	@echo "make book reads evidence/. FRESH=1 reads nothing that is stored, and so computes all of it again: hours."
-	@echo "PROFILE=quick computes small grids instead, to see that everything runs."
+	@echo "Usage: make TARGET [PROFILE=quick] [FRESH=1] [VENV=.venv] [PYTHON=python3]"
+	@echo "FRESH=1 removes the stored results of the profile first, so that make book computes all of them."
+	@echo "PROFILE=standard reads evidence/, and computes what is missing there: hours, until COLA's sets are stored again."
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-book: plan  ## Set up, fetch the model and data, run the notebooks on the evidence, render the book to _build/html
+book: plan  ## Set up, fetch the model and data, run the notebooks, render the book to _build/html
 	@$(MAKE) --no-print-directory setup
 	@$(if $(FRESH),rm -rf $(STALE) book/executed _build)
 	@$(MAKE) --no-print-directory assets
