@@ -329,7 +329,7 @@ def _show_report(done: Compressed, written: Export | None, out: Path, as_json: b
         )
     if spec.get("damp") == "auto":
         counts = Counter(layer.damp for layer in report.layers)
-        typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts)))
+        typer.echo("damping: " + ", ".join(f"{damp:g} in {counts[damp]} layers" for damp in sorted(counts, key=float)))
     if written is not None:
         typer.echo(
             f"{written.bytes / 1e6:,.1f} MB, where {written.dtype} takes {written.dense_bytes / 1e6:,.1f}; the "
