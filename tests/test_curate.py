@@ -247,9 +247,7 @@ def test_what_curate_cannot_do_is_refused_before_a_model_is_loaded(no_work, tmp_
     refused("--source", "c4", "--strategy", "colla", message="unknown strategy 'colla'; nearest: cola")
     refused("--source", "c4", message="cola chooses for a target; give --target NAME")
     refused("--source", "c5", "--strategy", "random", message="unknown source 'c5'")
-    refused(
-        "--source", "c4", "--strategy", "random", "--option", "sauce=c4", message="unknown option of strategy 'random'"
-    )
+    refused("--source", "c4", "--strategy", "random", "--option", "sauce=c4", message="unknown option of random")
     refused("--source", "c4", "--strategy", "random", "--option", "source", message="--option is written NAME=VALUE")
     refused("--source", "c4", "--n-samples", 3, "--n-tokens", 9, message="two ways to say how large the set is")
     (tmp_path / "o").mkdir()

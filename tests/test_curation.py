@@ -119,7 +119,7 @@ def test_who_needs_a_target_says_so(name, pool, lm):
 def test_what_cannot_be_asked_for_is_refused(pool, lm):
     with pytest.raises(UnknownNameError, match="unknown strategy 'colla'; nearest: cola"):
         strategy("colla")
-    with pytest.raises(UnknownNameError, match="unknown option of strategy 'cola' 'widht'; nearest: width"):
+    with pytest.raises(UnknownNameError, match="unknown option of cola 'widht'; nearest: width"):
         strategy("cola", widht=3)
     with pytest.raises(SpecError, match="n_samples must be at least 1, and is 0"):
         select("random", pool, lm, n=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -163,7 +164,8 @@ def test_a_walk_visits_the_blocks_that_were_asked_for(lm, rows):
 
 @pytest.mark.parametrize("propagate", ["original", "compressed"])
 def test_auto_solves_with_all_rows_and_the_chosen_damping(lm, rows, propagate, monkeypatch):
-    monkeypatch.setattr("cola_lib.compress.gptq.choose_damp", lambda weights, *_: (0.3, [2.0] * len(weights)))
+    solver = sys.modules["cola_lib.compress.gptq"]  # the package has a function of that name
+    monkeypatch.setattr(solver, "choose_damp", lambda weights, *_: (0.3, [2.0] * len(weights)))
     report = compress(lm, AUTO, rows, propagate=propagate, progress=False)
     other = tiny_model()
     compress(other, fixed(0.3), rows, propagate=propagate, progress=False)
