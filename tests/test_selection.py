@@ -10,7 +10,8 @@ from cola_lib.analysis import proxy_table
 from cola_lib.curation import CentroidDistance, Cola, Pool, Proxy, deployment, strategy
 from cola_lib.data import Sample
 from cola_lib.errors import SpecError
-from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid, select, selection_key
+from cola_lib.experiments import ResultStore, Tuning, as_strategy, run_grid, select
+from cola_lib.experiments.selection import selection_key
 from cola_lib.finetune import TuneSpec
 from cola_lib.models import tiny_model
 from tests.test_experiment import METHODS, small  # noqa: F401 - a fixture
