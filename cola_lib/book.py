@@ -422,9 +422,13 @@ def _relinked(notebook: NotebookNode, source: Path, out: Path) -> NotebookNode:
             return f"]({os.path.relpath(source / target, out)}{anchor})"
         return link[0]
 
+    link = re.compile(r"\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", moved, cell.source)
+            cell.source = link.sub(moved, cell.source)
+        for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
+            if "text/markdown" in data:
+                data["text/markdown"] = link.sub(moved, "".join(data["text/markdown"]))
     return notebook
 
 

@@ -350,10 +350,13 @@ def test_links_stay_right_in_the_folder_of_executed_notebooks(tmp_path):
     source = write(tmp_path / "notebooks", "nb", "1")
     notebook = nbformat.read(source, as_version=4)
     notebook.cells[0].source = "[a](../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+    said = new_code_cell('from IPython.display import Markdown\n\nMarkdown("[a](../notes/rules.md)")')
+    notebook.cells.append(said)
     nbformat.write(notebook, source)
     book.run_notebook(run_of(source, tmp_path / "book" / "executed"))
-    found = nbformat.read(tmp_path / "book" / "executed" / "nb.ipynb", as_version=4).cells[0].source
-    assert found == "[a](../../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+    cells = nbformat.read(tmp_path / "book" / "executed" / "nb.ipynb", as_version=4).cells
+    assert cells[0].source == "[a](../../notes/rules.md#two) [b](other.ipynb) [c](https://example.org/x) [d](#here)"
+    assert cells[-2].outputs[0].data["text/markdown"] == "[a](../../notes/rules.md)"
 
 
 def test_unknown_kernel(tmp_path):
