@@ -451,6 +451,8 @@ def rerun_cell(run: NotebookRun, seconds: float) -> NotebookNode:
     cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} of them for one notebook"
     versions = ", ".join(f"{name} {version}" for name, version in current_versions().items())
     number = run.source.stem.partition("_")[0]
+    if len(list(run.source.parent.glob(f"{number}*.ipynb"))) > 1:
+        number = run.source.stem
     text = f"""## Rerun this page
 
 From the root of the repository, with the package installed (`make setup`, or `pip install --editable '.[book]'`):
