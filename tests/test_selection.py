@@ -67,6 +67,24 @@ def test_a_stored_choice_needs_no_model(experiment, monkeypatch):
     )
 
 
+def test_a_packed_choice_of_an_earlier_revision_is_read_and_named(experiment, monkeypatch, tmp_path):
+    options = {"pool": POOL, "target": "math", "limit": 6}
+    monkeypatch.setattr(Cola, "revision", 1)
+    first = experiment.select(Cola(), **options)
+    ResultStore(experiment.store).pack(tmp_path / "cells.parquet")
+    monkeypatch.undo()
+    own = replace(experiment)
+    assert not own.has_chosen(Cola(), POOL, target="math", limit=6), "a store of one's own follows today's revision"
+    record = replace(experiment, store=tmp_path / "empty", packed=[tmp_path / "cells.parquet"])
+    assert record.has_chosen(Cola(), POOL, target="math", limit=6)
+    again = record.select(Cola(), **options)
+    assert again.earlier and again.stored and again.rows.fingerprint == first.rows.fingerprint
+    asked = {"targets": ["math"], "draws": 1, "limit": 6, "progress": False}
+    grid = record.run_strategies([Cola(), "uniform_mix"], METHODS[:1], POOL, **asked)
+    assert grid.earlier == ("cola",) and "sets of cola are on record as an earlier revision chose" in grid.provenance
+    assert not record.select(strategy("uniform_mix"), **options).earlier
+
+
 @pytest.mark.parametrize(
     "chooser", [Proxy(reweigh=True, stride=1), strategy("length_mixture"), strategy("random_tokens")]
 )

@@ -460,7 +460,7 @@ class Experiment:
         n_samples, n_tokens : int, optional
             Rows, or effective tokens. Default: this experiment's rows.
         """
-        return select(
+        found = select(
             self.lm,
             chooser,
             self.pool(pool, draw, n_draws, limit=limit),
@@ -472,6 +472,14 @@ class Experiment:
             seed=draw,
             draw=draw,
         )
+        if found.earlier:
+            self._earlier[chooser.label] = None
+        return found
+
+    @cached_property
+    def _earlier(self) -> dict[str, None]:
+        """Strategies of which an earlier revision's choice was read, in order."""
+        return {}
 
     def coverage(
         self,
@@ -572,7 +580,7 @@ class Experiment:
         chooser, pool, draw, n_draws, target, limit
             As in :meth:`select`.
         """
-        key = selection_key(
+        asked = (
             self.lm,
             chooser,
             self.pool(pool, draw, n_draws, limit=limit),
@@ -582,7 +590,8 @@ class Experiment:
             self.target(target, n_draws) if target is not None else None,
             draw,
         )
-        return key in self.results
+        earlier = (selection_key(*asked, revision=n) for n in range(chooser.choice_revision - 1, 0, -1))
+        return selection_key(*asked) in self.results or any(map(self.results.recorded, earlier))
 
     def run_strategies(
         self,
@@ -630,7 +639,8 @@ class Experiment:
         wanted, divided = _draws(draws, n_draws)
         sizes = {"n_draws": divided, "limit": limit, "n_samples": n_samples, "n_tokens": n_tokens}
         sets = self._choices(strategies, pool, targets, wanted, sizes)
-        return self.run_sets(sets, methods, n_draws=divided, tune=tune, progress=progress)
+        found = self.run_sets(sets, methods, n_draws=divided, tune=tune, progress=progress)
+        return replace(found, earlier=tuple(name for name in self._earlier if name in set(found.frame["source"])))
 
     def try_strategies(
         self,

@@ -89,6 +89,7 @@ class GridResult:
     seconds: float
     checks: tuple[SpotCheck, ...] = ()
     cells: Mapping[str, Mapping[str, Label]] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()
 
     @property
     def provenance(self) -> str:
@@ -96,6 +97,8 @@ class GridResult:
         computed = f"{self.n_computed} computed now on {self.device} in {self.seconds:.0f} s"
         line = f"{self.n_read} cells read from the store, {computed if self.n_computed else 'none computed now'}"
         again = "; ".join(f"{c.description} (cell {c.cell}), off by {c.largest:.1e}" for c in self.checks)
+        if self.earlier:
+            line += f"; sets of {', '.join(self.earlier)} are on record as an earlier revision chose them"
         return f"{line}; drawn at random and computed again: {again}" if again else line
 
     def __add__(self, other: GridResult) -> GridResult:
@@ -108,6 +111,7 @@ class GridResult:
             device=self.device,
             seconds=self.seconds + other.seconds,
             checks=self.checks + other.checks,
+            earlier=tuple(dict.fromkeys(self.earlier + other.earlier)),
             cells={**other.cells, **self.cells},
         )
 

@@ -24,11 +24,12 @@ from cola_lib.registry import revisions
 
 @dataclass(frozen=True)
 class Selection:
-    """A chosen set."""
+    """A chosen set, and whether an earlier revision of the strategy chose it."""
 
     rows: CalibrationSet
     seconds: float
     stored: bool
+    earlier: bool = False
 
 
 def select(
@@ -44,9 +45,21 @@ def select(
     seed: int = 0,
     draw: int = 0,
 ) -> Selection:
-    """Let a strategy choose, once."""
+    """Let a strategy choose, once.
+
+    Notes
+    -----
+    Packed files are a record: a choice that an earlier revision of the strategy made is read from them where today's
+    revision has none, since what was evaluated is that choice. Nothing else reads earlier revisions.
+    """
     target = target if chooser.needs_target else None
-    key = selection_key(lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
+    asked = (lm, chooser, pool, seq_len, n_samples, n_tokens, target, seed)
+    key = selection_key(*asked)
+    if key not in store:
+        earlier = (selection_key(*asked, revision=n) for n in range(chooser.choice_revision - 1, 0, -1))
+        recorded = next((store.get(each) for each in earlier if store.recorded(each)), None)
+        if recorded is not None:
+            return Selection(_set_of(recorded, chooser, seq_len, seed, draw), recorded.seconds, True, earlier=True)
 
     def choose() -> CellResult:
         began = time.perf_counter()
@@ -82,9 +95,11 @@ def selection_key(
     n_tokens: int | None,
     target: Target | None,
     seed: int,
+    *,
+    revision: int | None = None,
 ) -> CellKey:
-    """Name a choice by everything that decides it."""
-    revision = chooser.choice_revision
+    """Name a choice by everything that decides it; the revision is the strategy's own by default."""
+    revision = revision or chooser.choice_revision
     own = {"revision": revision} if revision > 1 else {}  # keys of strategies without one stay
     size = {"seq_len": seq_len, "n_samples": n_samples, "n_tokens": n_tokens, "seed": seed}
     return CellKey(

@@ -149,6 +149,11 @@ class ResultStore:
     def __contains__(self, key: CellKey | str) -> bool:
         return self.get(key) is not None
 
+    def recorded(self, key: CellKey) -> bool:
+        """Whether a packed file holds a result: what was computed once, and is read as it was."""
+        with _packed_errors(", ".join(self._packed_urls)):
+            return key.fingerprint in self._below()
+
     def keys(self) -> list[str]:
         """Fingerprints of all cells that can be read, sorted.
 
