@@ -254,7 +254,7 @@ def test_no_more_is_tokenized_than_needed():
     seen = []
 
     class Counting:
-        eos_token_id, pad_token_id = EOS, None
+        bos_token_id, eos_token_id, pad_token_id = None, EOS, None
 
         def __call__(self, texts, **options):
             seen.extend(texts)

@@ -64,4 +64,4 @@ def test_what_cannot_be_packed_is_refused_before_any_work(compress, no_work, opt
 
 def test_words_that_do_not_go_together_are_refused(compress, no_work):  # noqa: F811
     assert_refused(compress("--method", "rtn", "--save-as", "gguf"), "unknown save-as 'gguf'")
-    assert_refused(compress("--method", "rtn", "--save-dtype", "float16"), "--save-dtype says nothing without")
+    assert_refused(compress("--method", "rtn", "--save-dtype", "float16"), "--save-dtype has no effect without")

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from cola_lib import figures
+from cola_lib.figures.verdicts import verdict_strip
 
 METHODS = ("dense", "wanda 50%", "gptq 3-bit")
 
@@ -137,7 +138,7 @@ def test_verdicts_are_told_apart_by_marker_and_long_intervals_end_in_an_arrow():
         ],
         columns=["claim", "value", "low", "high", "verdict"],
     )
-    figure = figures.verdict_strip(given, xlabel="effect (%)")
+    figure = verdict_strip(given, xlabel="effect (%)")
     axis = figure.axes[0]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["C5", "C8"]
     points = {line.get_xdata()[0]: line.get_marker() for line in axis.lines if len(line.get_xdata()) == 1}
