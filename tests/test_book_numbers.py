@@ -24,10 +24,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cola_lib.analysis import Finding, gain_table, holm, overall_gains, with_interval
+from cola_lib.analysis import Finding, gain_table, holm, overall_gains, study, with_interval
+from cola_lib.analysis import gains as source_gains
 from cola_lib.analysis.text import NO_BREAK
 from cola_lib.experiments.packed import PackedCells
-from cola_lib.verdicts import recorded
+from cola_lib.verdicts import recorded, stage_frames
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "evidence"
@@ -68,11 +69,11 @@ def labels() -> dict[str, dict]:
 @cache
 def gains() -> dict[tuple[str, ...], str]:
     """What each marked source gains over web text, as a page writes it."""
-    wanted = {WEB, *(what[0] for _, _, what in marked("gain"))}
-    behind = {cell for finding in parts("C4") for cell in finding.cells}  # the grid of sources
-    cells = PackedCells((EVIDENCE / "cells.parquet").read_bytes())
-    frame = pd.concat(cells[key].frame() for key in behind if labels()[key]["labels"]["source"] in wanted)
-    table = gain_table(frame, {"source": WEB})
+    frame = stage_frames(EVIDENCE)["pilot"]
+    shape = {"n_samples": 32, "seq_len": 256, "layout": ["pack", "random"], "format": "text", "split_rows": None}
+    sets = study(frame, **shape)
+    others = [sets.find(source=source) for source in {what[0] for _, _, what in marked("gain")}]
+    table = source_gains(sets, sets.find(source=WEB), others)
     texts = with_interval(table, "+.1f", scale=100).str.replace(NO_BREAK, " ") + " %"
     return dict(zip(table[["source", "label", "capability"]].itertuples(index=False, name=None), texts, strict=True))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from cola_lib.analysis.inference import Interval, Part
+from cola_lib.analysis.inference import Interval, Part, saved
 from cola_lib.analysis.sets import TRAINED, Sets, Weights
 from cola_lib.errors import DataError, SpecError
 
@@ -83,7 +82,7 @@ def gains(
     -------
     pandas.DataFrame
         One row per set and part: ``set``, its labels, ``by``; ``value``, ``low`` and ``high`` of the 95 % interval, as
-        shares of the bits per byte, positive where the set is better than the reference; ``p_value`` of no gain;
+        shares of the reference's bits per byte, positive where the set needs fewer; ``p_value`` of no gain;
         ``n_draws``, ``n_items``.
 
     Examples
@@ -102,7 +101,7 @@ def gains(
         for values, parts in _grouped(sets.shared([reference, name]), by, capabilities):
             share = 1 / len(parts)
             weights: Weights = {reference: dict.fromkeys(parts, share), name: dict.fromkeys(parts, -share)}
-            rows.append(_row(sets, name, values, sets.estimate("gain", weights, nested).interval))
+            rows.append(_row(sets, name, values, sets.estimate("gain", weights, nested).interval, saved))
     return pd.DataFrame(rows)
 
 
@@ -143,12 +142,12 @@ def kept(
     >>> from cola_lib.analysis.sets import Sets
     >>> sets = Sets(simulated_grid([{"source": "c4", "loss": 0.10}, {"source": "code", "loss": 0.05}]))
     >>> kept(sets)[["source", "value"]].round(2).to_dict("records")
-    [{'source': 'c4', 'value': 0.91}, {'source': 'code', 'value': 0.96}]
+    [{'source': 'c4', 'value': 0.91}, {'source': 'code', 'value': 0.95}]
     """
     rows: list[dict[str, Any]] = []
     for name in sets.names if names is None else names:
         for values, parts in _grouped(sets.shared([name]), by, capabilities):
-            rows.append(_row(sets, name, values, sets.damage_of(name, parts), sign=-1.0, start=0.0))
+            rows.append(_row(sets, name, values, sets.damage_of(name, parts), lambda damage: 1 - saved(damage)))
     return pd.DataFrame(rows)
 
 
@@ -168,10 +167,10 @@ def _grouped(
 
 
 def _row(
-    sets: Sets, name: str, values: dict[str, str], interval: Interval, *, sign: float = 1.0, start: float = 1.0
+    sets: Sets, name: str, values: dict[str, str], interval: Interval, share: Callable[[float], float]
 ) -> dict[str, Any]:
     """Turn an interval of logarithms into a row of shares."""
-    ends = sorted(sign * end for end in interval.ends())
-    value, low, high = (float(np.exp(each) - start) for each in (sign * interval.value, *ends))
-    counts = {"p_value": interval.p_value(), "n_draws": interval.n_draws, "n_items": interval.n_items}
-    return {"set": name, **sets.labels(name), **values, "value": value, "low": low, "high": high, **counts}
+    low, high = sorted(map(share, interval.ends()))
+    numbers = {"value": share(interval.value), "low": low, "high": high, "p_value": interval.p_value()}
+    counts = {"n_draws": interval.n_draws, "n_items": interval.n_items}
+    return {"set": name, **sets.labels(name), **values, **numbers, **counts}

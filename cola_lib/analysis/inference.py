@@ -73,6 +73,11 @@ class Interval:
         return float(stats.t.sf((margin - abs(self.value)) / self.se, self.dof))
 
 
+def saved(gain: float) -> float:
+    """Share of the reference's bits per byte that a gain in logarithms saves."""
+    return float(-np.expm1(-gain))
+
+
 @dataclass(frozen=True)
 class Estimated:
     """A number with its interval, signed so that the paper says "above 0"."""
@@ -83,7 +88,7 @@ class Estimated:
 
     def shown(self, value: float) -> float:
         """Give a value of the interval in per cent."""
-        return float(100 * (value if self.share else np.expm1(value)))
+        return float(100 * (value if self.share else saved(value)))
 
     @property
     def text(self) -> str:

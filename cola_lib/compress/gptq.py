@@ -363,19 +363,6 @@ def choose_damp(
     -------
     DampChoice
         With the least mean ratio over the layers.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cola_lib.compress import choose_damp, method_spec
-    >>> from cola_lib.statistics import InputStatistics
-    >>> parts = InputStatistics.empty(8), InputStatistics.empty(8)
-    >>> inputs = torch.randn(132, 8, generator=torch.Generator().manual_seed(0))
-    >>> parts[0].update(inputs[:3])  # fewer tokens than channels
-    >>> parts[1].update(inputs[3:])
-    >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
-    >>> choose_damp([W], *parts, method_spec("gptq", bits=3, group_size=8, damp="auto")).damp
-    1.0
     """
     tried = []
     for damp in damps if isinstance(spec.damp, str) else [spec.damp]:

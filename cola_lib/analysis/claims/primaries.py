@@ -353,7 +353,7 @@ def primary_table(stages: Mapping[str, Mapping[str, Primary]]) -> pd.DataFrame:
     >>> number = Estimated("x", Interval(0.05, 0.01, 20, 0.01, 0.0, 10, 40))
     >>> stages = {"pilot": {one.claim: one for one in judged([Primary("C5", number, (number,), 0.005)])}}
     >>> primary_table(stages)[["claim", "number", "verdict"]].to_dict("records")
-    [{'claim': 'P5', 'number': '+5.1 [+3.0, +7.3] %', 'verdict': 'reproduced'}]
+    [{'claim': 'P5', 'number': '+4.9 [+2.9, +6.8] %', 'verdict': 'reproduced'}]
     """
     rows = []
     for stage, claim, each in _rows(stages):
