@@ -303,7 +303,7 @@ def held_out_ratio(
     >>> parts[1].update(inputs[3:])
     >>> W = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
     >>> weak, strong = (method_spec("gptq", bits=3, group_size=8, damp=damp) for damp in (0.001, 1.0))
-    >>> held_out_ratio(W, *parts, weak) > 1 > held_out_ratio(W, *parts, strong)
+    >>> held_out_ratio(W, *parts, weak) > 2 * held_out_ratio(W, *parts, strong)
     True
     """
     return held_out_ratios([W], stats, [held_out], spec, layer)[0][0]
